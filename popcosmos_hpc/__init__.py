@@ -1,0 +1,3 @@
+"""Certified stellar-population posteriors for every galaxy of a survey."""
+
+__version__ = "0.1.0"

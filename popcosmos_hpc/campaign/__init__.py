@@ -1,0 +1,1 @@
+"""Plans of blocks run on executors; the only room that knows Dask."""

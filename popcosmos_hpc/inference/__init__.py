@@ -1,0 +1,1 @@
+"""Data into draws: one galaxy in, one posterior out."""

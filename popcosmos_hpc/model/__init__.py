@@ -1,0 +1,1 @@
+"""The statistical model of one galaxy in pure JAX."""

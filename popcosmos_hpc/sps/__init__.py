@@ -1,0 +1,1 @@
+"""Spectra and photometry of stellar populations in pure JAX."""

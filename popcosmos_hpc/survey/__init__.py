@@ -1,0 +1,1 @@
+"""Survey tables and stores on the host: NumPy, Arrow and Zarr."""
