@@ -1,0 +1,38 @@
+"""Settings and fixtures that every test shares."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Compiled programs outlive the test process, also for the workers that tests start.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"popcosmos_hpc_xla_{os.getuid()}")
+)
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# A shape that broadcasts by accident is the commonest silent error of array code.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook("popcosmos_hpc", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data beside the checkout; tests that need it skip where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder of shared data at {folder.name}/ beside the checkout")
+    return folder
