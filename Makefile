@@ -47,12 +47,12 @@ demo: $(VENV)/.core  ## mock survey -> posteriors -> catalog -> report, in a few
 
 test: $(VENV)/.test  ## ruff, import floors, then every test that needs no cluster and no accelerator
 	$(BIN)/ruff check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not pbs" $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m "not slow and not gpu and not slurm and not pbs" $(PYTEST_ARGS)
 
 lint: $(VENV)/.test  ## ruff, import floors, types
 	$(BIN)/ruff check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.core  ## the documentation as a site under build/site
