@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 
 from popcosmos_hpc.errors import BundleError
 
+_EVERYWHERE = (float("-inf"), float("inf"))
+
 
 class AbstractEmulator(eqx.Module):
     """Maps the physical parameters of one galaxy to its noiseless photometry.
@@ -25,11 +27,11 @@ class AbstractEmulator(eqx.Module):
     derived_units: eqx.AbstractVar[tuple[str, ...]]
 
     @abstractmethod
-    def __call__(self, theta: Float[Array, "param"]) -> Float[Array, "band"]:
+    def __call__(self, theta: Float[Array, " param"]) -> Float[Array, " band"]:
         """Noiseless fluxes in nanomaggies, emission lines included."""
 
     @abstractmethod
-    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, "band"]:
+    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, " band"]:
         """Fractional 1-sigma error of the emulator itself at a redshift."""
 
     @abstractmethod
@@ -41,7 +43,7 @@ class AbstractEmulator(eqx.Module):
         """
 
     @abstractmethod
-    def derived(self, theta: Float[Array, "param"]) -> Float[Array, "derived"]:
+    def derived(self, theta: Float[Array, " param"]) -> Float[Array, " derived"]:
         """Quantities that follow from the parameters, in `derived_units`."""
 
 
@@ -77,28 +79,28 @@ class LinearEmulator(AbstractEmulator):
     """
 
     matrix: Float[Array, "band param"]
-    offset: Float[Array, "band"]
-    fractional_sigma: Float[Array, "band"]
+    offset: Float[Array, " band"]
+    fractional_sigma: Float[Array, " band"]
     bands: tuple[str, ...] = eqx.field(static=True)
     redshift_range: tuple[float, float] = eqx.field(static=True)
     derived_names: tuple[str, ...] = eqx.field(static=True)
     derived_units: tuple[str, ...] = eqx.field(static=True)
 
-    def __init__(self, matrix, offset, bands, fractional_sigma=None, redshift_range=(float("-inf"), float("inf"))):
+    def __init__(self, matrix, offset, bands, fractional_sigma=None, redshift_range=_EVERYWHERE):
         self.matrix = jnp.asarray(matrix, jnp.float32)
         self.offset = jnp.asarray(offset, jnp.float32)
-        zeros = jnp.zeros_like(self.offset)
-        self.fractional_sigma = zeros if fractional_sigma is None else jnp.asarray(fractional_sigma, jnp.float32)
+        sigma = jnp.zeros_like(self.offset) if fractional_sigma is None else fractional_sigma
+        self.fractional_sigma = jnp.asarray(sigma, jnp.float32)
         self.bands = tuple(bands)
         self.redshift_range = (float(redshift_range[0]), float(redshift_range[1]))
         self.derived_names = ()
         self.derived_units = ()
 
-    def __call__(self, theta: Float[Array, "param"]) -> Float[Array, "band"]:
+    def __call__(self, theta: Float[Array, " param"]) -> Float[Array, " band"]:
         """Fluxes in nanomaggies."""
         return self.matrix @ theta + self.offset
 
-    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, "band"]:
+    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, " band"]:
         """Fractional error, independent of redshift."""
         return self.fractional_sigma
 
@@ -109,6 +111,6 @@ class LinearEmulator(AbstractEmulator):
             self.matrix[rows], self.offset[rows], bands, self.fractional_sigma[rows], self.redshift_range
         )
 
-    def derived(self, theta: Float[Array, "param"]) -> Float[Array, "derived"]:
+    def derived(self, theta: Float[Array, " param"]) -> Float[Array, " derived"]:
         """Nothing: an empty array."""
         return jnp.zeros((0,), theta.dtype)
