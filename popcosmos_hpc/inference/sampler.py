@@ -1,0 +1,137 @@
+"""What every sampler looks like, what it returns, and how configuration names one."""
+
+import difflib
+import importlib
+from abc import abstractmethod
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+
+from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.model.galaxy import GalaxyModel
+from popcosmos_hpc.photometry import Photometry
+
+SAMPLERS: dict[str, tuple[str, str]] = {
+    "smc": ("popcosmos_hpc.inference.smc", "SMC"),
+    "ensemble": ("popcosmos_hpc.inference.ensemble", "StretchEnsemble"),
+}
+"""Name in configuration -> module and class; imported on use, for the classes build on this module."""
+
+
+class Posterior(NamedTuple):
+    """Posterior draws of one galaxy and their certificate; arrays may have a leading galaxy axis.
+
+    Attributes:
+        theta: (draw, param) physical parameters, equal weights.
+        log_prior: (draw,) ln base density of the draws.
+        log_likelihood: (draw,) ln likelihood of the draws.
+        ess: effective number of independent draws, from the scatter of independent ensembles.
+        pareto_k: shape of the tail of importance weights; NaN where there are none.
+        rhat: largest split between ensembles over the parameters, in base space.
+        ppp: posterior-predictive p of a chi^2-like discrepancy; near 0, the model does not fit.
+        log_evidence: ln p(photometry); NaN if the sampler has none.
+        acceptance: mean acceptance of the last moves.
+        n_evaluations: evaluations of the emulator spent on this galaxy.
+        status: a `popcosmos_hpc.errors.Status`.
+        sampler: the sampler's identifier; -1 if none ran.
+    """
+
+    theta: Any
+    log_prior: Any
+    log_likelihood: Any
+    ess: Any
+    pareto_k: Any
+    rhat: Any
+    ppp: Any
+    log_evidence: Any
+    acceptance: Any
+    n_evaluations: Any
+    status: Any
+    sampler: Any
+
+
+class AbstractSampler(eqx.Module):
+    """Turns the photometry of one galaxy into its posterior.
+
+    Fields are settings. Whatever does not depend on the galaxy is computed once by `prepare` and passed
+    to every call as arrays. The state is a plain pytree of fixed shapes, so that slots of a batch can be
+    refilled while others go on.
+    """
+
+    identifier: ClassVar[int]
+
+    @abstractmethod
+    def prepare(self, model: GalaxyModel, key) -> Any:
+        """Arrays shared by all galaxies."""
+
+    @abstractmethod
+    def init(self, key, photometry: Photometry, model: GalaxyModel, shared: Any) -> Any:
+        """State before the first step."""
+
+    @abstractmethod
+    def step(self, state: Any, photometry: Photometry, model: GalaxyModel, shared: Any) -> Any:
+        """A bounded piece of work."""
+
+    @abstractmethod
+    def done(self, state: Any) -> Any:
+        """Whether the state needs no further step, () bool."""
+
+    @abstractmethod
+    def finish(self, state: Any, photometry: Photometry, model: GalaxyModel, draws: int) -> Posterior:
+        """The posterior with `draws` draws, taken evenly from all ensembles."""
+
+    @property
+    @abstractmethod
+    def max_draws(self) -> int:
+        """Most draws `finish` can return without repeating one."""
+
+    def __call__(self, key, photometry: Photometry, model: GalaxyModel, shared: Any, draws: int) -> Posterior:
+        """The whole fit of one galaxy."""
+        state = jax.lax.while_loop(
+            lambda state: ~self.done(state),
+            lambda state: self.step(state, photometry, model, shared),
+            self.init(key, photometry, model, shared),
+        )
+        return self.finish(state, photometry, model, draws)
+
+
+def build_sampler(name: str, **settings) -> AbstractSampler:
+    """A sampler by its name in configuration.
+
+    Args:
+        name: one of `SAMPLERS`.
+        settings: the sampler's fields.
+
+    Raises:
+        ConfigurationError: name or setting is unknown, or a value is out of range.
+    """
+    if name not in SAMPLERS:
+        raise ConfigurationError(
+            f"one of {', '.join(SAMPLERS)}", repr(name), "sampler.name", _nearest(name, tuple(SAMPLERS))
+        )
+    module, attribute = SAMPLERS[name]
+    kind = getattr(importlib.import_module(module), attribute)
+    known = {field.name: field.type for field in fields(kind)}
+    for key, value in settings.items():
+        if key not in known:
+            raise ConfigurationError(
+                f"one of {', '.join(known)}", repr(key), f"sampler {name}", _nearest(key, tuple(known))
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigurationError("a number", repr(value), f"sampler {name}: {key}")
+    return kind(
+        **{key: _number(value, known[key], f"sampler {name}: {key}") for key, value in settings.items()}
+    )
+
+
+def _number(value, kind, where: str):
+    if kind in (int, "int") and int(value) != value:
+        raise ConfigurationError("a whole number", repr(value), where)
+    return int(value) if kind in (int, "int") else float(value)
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"Did you mean {close[0]!r}?"
