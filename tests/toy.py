@@ -78,7 +78,7 @@ def exact(photometry: Photometry) -> Exact:
     total = design @ prior @ design.T + np.diag(variance)
     residual = data - design @ weights["mean"]
     gain = np.linalg.solve(total, design @ prior).T
-    sign, log_determinant = np.linalg.slogdet(2 * np.pi * total)
+    _sign, log_determinant = np.linalg.slogdet(2 * np.pi * total)
     log_evidence = -0.5 * residual @ np.linalg.solve(total, residual) - 0.5 * log_determinant
     return Exact(weights["mean"] + gain @ residual, prior - gain @ design @ prior, float(log_evidence))
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from popcosmos_hpc.errors import Status
+from popcosmos_hpc.errors import ConfigurationError, Status
 from popcosmos_hpc.inference.sampler import Posterior
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.prior import LOWEST
@@ -76,8 +76,6 @@ def certify(
     model: GalaxyModel,
     photometry: Photometry,
     ensembles,
-    log_prior,
-    log_likelihood,
     *,
     draws: int,
     thresholds: tuple[float, float],
@@ -90,8 +88,6 @@ def certify(
         model: the galaxy model.
         photometry: of one galaxy.
         ensembles: (ensemble, particle, param) base-space particles.
-        log_prior: (ensemble, particle).
-        log_likelihood: (ensemble, particle).
         draws: number of draws, taken at even spacing from all ensembles.
         thresholds: largest R-hat and smallest ESS of a converged posterior.
         fields: the other fields of `Posterior`.
@@ -100,7 +96,8 @@ def certify(
     # Even spacing, in integers: float32 would misplace the last of many.
     rows = jnp.asarray([(2 * i + 1) * flat.shape[0] // (2 * draws) for i in range(draws)], jnp.int32)
     theta = jax.vmap(model.theta)(flat[rows])
-    log_prior, log_likelihood = log_prior.reshape(-1)[rows], log_likelihood.reshape(-1)[rows]
+    log_prior = jax.vmap(model.log_prior)(flat[rows])
+    log_likelihood = jax.vmap(lambda u: model.log_likelihood(u, photometry))(flat[rows])
     size, split = effective_size(ensembles), rhat(ensembles)
     ppp = predictive_p(key, model, theta, photometry)
     broken = ~jnp.all(jnp.isfinite(theta)) | ~jnp.all(log_likelihood > LOWEST / 2) | ~jnp.isfinite(split)
@@ -119,3 +116,13 @@ def certify(
         status=status.astype(jnp.int32),
         **fields,
     )
+
+
+def require(satisfied: bool, expected: str, where: str):
+    """Refuse a sampler's setting.
+
+    Raises:
+        ConfigurationError: the condition is not satisfied.
+    """
+    if not satisfied:
+        raise ConfigurationError(expected, "other values", where)

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from popcosmos_hpc.errors import ConfigurationError
-from popcosmos_hpc.inference.diagnostics import certify, rhat
+from popcosmos_hpc.inference.diagnostics import certify, require, rhat
 from popcosmos_hpc.inference.pool import (
     PriorPool,
     bisect_inverse_temperature,
@@ -91,11 +90,13 @@ class SMC(AbstractSampler):
     identifier: ClassVar[int] = 1
 
     def __check_init__(self):
-        _require(self.n_particles >= 8 and self.n_particles % 2 == 0, "n_particles", "even, at least 8")
-        _require(self.n_ensembles >= 2, "n_ensembles", "at least 2")
-        _require(self.n_pool >= 4 * self.n_particles * self.n_ensembles, "n_pool", "4 per particle or more")
-        _require(0.05 <= self.keep < 1.0, "keep", "between 0.05 and 1")
-        _require(min(self.n_moves, self.min_final, self.max_stages) >= 1, "n_moves", "at least 1")
+        where = "sampler smc"
+        require(self.n_particles >= 8 and self.n_particles % 2 == 0, "an even n_particles, at least 8", where)
+        require(self.n_ensembles >= 2, "n_ensembles of at least 2", where)
+        require(self.n_pool >= 4 * self.max_draws, "n_pool of 4 per particle or more", where)
+        require(0.05 <= self.keep < 1.0, "keep between 0.05 and 1", where)
+        counts = (self.n_moves, self.min_final, self.max_stages)
+        require(min(counts) >= 1, "n_moves, min_final and max_stages of at least 1", where)
 
     @property
     def max_draws(self) -> int:
@@ -140,8 +141,6 @@ class SMC(AbstractSampler):
             model,
             photometry,
             state.u,
-            state.log_prior,
-            state.log_likelihood,
             draws=draws,
             # Particles that never reached the posterior have not converged, however well they agree.
             thresholds=(jnp.where(complete, self.rhat_max, 0.0), self.ess_min),
@@ -259,8 +258,3 @@ def differential_evolution(random: MoveRandom, active, other, scale):
     gamma = jnp.where(leap, 1.0, gamma) * (1.0 + _JITTER * (random.choice[..., 1] - 0.5))
     difference = pick(first) - pick(second)
     return active + jnp.where(mask, jnp.broadcast_to(gamma[..., None], mask.shape) * difference, 0.0)
-
-
-def _require(satisfied: bool, name: str, expected: str):
-    if not satisfied:
-        raise ConfigurationError(f"{name} {expected}", "another value", f"sampler smc: {name}")
