@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from popcosmos_hpc.model.bundle import save_bundle
 from popcosmos_hpc.model.emulator import LinearEmulator
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.likelihood import Likelihood
@@ -108,22 +109,17 @@ def toy_photometry(n_galaxies: int, seed: int = 0, missing: float = 0.0) -> tupl
     return theta, Photometry(flux.astype(np.float32), errors, state.astype(np.int8), unknown, unknown)
 
 
-def toy_manifest() -> dict:
-    """Manifest of the toy bundle."""
-    return {
-        "name": "toy",
-        "description": "linear-Gaussian world with exact posteriors",
-        "kind": "linear",
-        "bands": list(BANDS),
-        "parameters": SPACE.to_list(),
-        "redshift_range": [-5.0, 10.0],
-        "prior": "gaussian",
-    }
-
-
 def write_toy_bundle(folder: Path) -> Path:
     """Write the toy world as a model bundle, so that a whole campaign runs on it by configuration."""
-    from popcosmos_hpc.model.bundle import save_bundle
-
-    save_bundle(folder, toy_manifest(), arrays())
-    return Path(folder)
+    manifest = {
+        "name": "toy",
+        "description": "linear-Gaussian world with exact posteriors",
+        "emulator": "linear",
+        "bands": list(BANDS),
+        "space": SPACE.to_list(),
+        "redshift_range": [-5.0, 10.0],
+    }
+    weights = arrays()
+    named = {f"linear.{name}": weights[name] for name in ("matrix", "offset")}
+    named.update({f"prior.{name}": weights[name] for name in ("mean", "cholesky")})
+    return save_bundle(folder, manifest, named)
