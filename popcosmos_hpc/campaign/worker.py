@@ -1,0 +1,175 @@
+"""One process that fits: device settings, and the model and sampler built once."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from popcosmos_hpc.campaign.fingerprint import read_fingerprint, short_hash
+from popcosmos_hpc.config import LikelihoodConfig, RunConfig, parse_config
+from popcosmos_hpc.errors import ConfigurationError, LedgerError
+
+RUN_FILE = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a process needs to fit blocks of one run.
+
+    Args:
+        config: settings of the run.
+        fingerprint: short hash of the run's fingerprint.
+        weights: sha256 of the bundle.
+        model: the `GalaxyModel`.
+        sampler: the sampler.
+        summary_names: quantities that are summarised.
+        summary_units: their units.
+    """
+
+    config: RunConfig
+    fingerprint: str
+    weights: str
+    model: Any
+    sampler: Any
+    summary_names: tuple[str, ...]
+    summary_units: tuple[str, ...]
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a fitting process; they count only before JAX starts its device.
+
+    Args:
+        threads: threads for arithmetic on a CPU. The number can change sums in their last digit, so it
+            is the same in all executors of a run.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if threads == 1 and "xla_cpu_multi_thread_eigen" not in flags:
+        flags = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    settings = {
+        "NPROC": str(threads),  # XLA sizes its thread pool by it
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(Path(cache) / "popcosmos_hpc" / "xla"),
+    }
+    return {**settings, "XLA_FLAGS": flags} if flags else settings
+
+
+def set_up_device() -> None:
+    """Settings of JAX that every fitting process shares."""
+    import jax
+
+    # Accelerators multiply in reduced precision unless told otherwise; the emulators need float32.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def read_run(run_dir: Path) -> RunConfig:
+    """Settings of a planned run.
+
+    Raises:
+        LedgerError: the folder holds no run.
+        ConfigurationError: its settings were changed to illegal ones.
+    """
+    path = run_dir / RUN_FILE
+    if not path.exists():
+        raise LedgerError("a planned run directory", f"no {RUN_FILE}", str(run_dir), "Run `plan` first.")
+    try:
+        return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except yaml.YAMLError as error:
+        raise ConfigurationError("a YAML file", " ".join(str(error).split()), str(path)) from error
+
+
+def build_worker(run_dir: Path) -> Worker:
+    """Model and sampler of a run, built once per process.
+
+    Raises:
+        LedgerError: the bundle's weights are not those of the run.
+    """
+    return _build(str(run_dir.resolve()), short_hash(read_fingerprint(run_dir)))
+
+
+@lru_cache(maxsize=2)
+def _build(run_dir: str, fingerprint: str) -> Worker:
+    set_up_device()
+    from popcosmos_hpc.inference.summary import summary_names
+    from popcosmos_hpc.model.bundle import load_bundle
+
+    config = read_run(Path(run_dir))
+    bundle = load_bundle(config.model.bundle)
+    stored = read_fingerprint(Path(run_dir))
+    if bundle.sha256 != stored["weights"]:
+        raise LedgerError(
+            f"a bundle of sha256 {stored['weights']}",
+            bundle.sha256,
+            str(config.model.bundle),
+            "Restore the bundle that the run was planned with, or plan a new run.",
+        )
+    model = build_model(config, bundle, tuple(stored["bands"]))
+    parameter_units = tuple(parameter.unit for parameter in model.space.parameters)
+    return Worker(
+        config=config,
+        fingerprint=fingerprint,
+        weights=bundle.sha256,
+        model=model,
+        sampler=make_sampler(config),
+        summary_names=tuple(summary_names(model)),
+        summary_units=parameter_units + tuple(model.emulator.derived_units),
+    )
+
+
+def build_model(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
+    """The `GalaxyModel` of a run.
+
+    Args:
+        config: settings of the run.
+        bundle: the loaded bundle.
+        bands: bands to fit, in order.
+
+    Raises:
+        BundleError: the bundle lacks a band or the prior.
+    """
+    from popcosmos_hpc.model.galaxy import GalaxyModel
+    from popcosmos_hpc.model.likelihood import Likelihood
+
+    settings = config.model.likelihood
+    zero_points, floors = _per_band(settings, bands)
+    likelihood = Likelihood(
+        zero_points, floors, family=settings.family, nu=2.0 if settings.nu is None else settings.nu
+    )
+    return GalaxyModel(bundle.emulator(bands), likelihood, bundle.prior(config.model.prior))
+
+
+def make_sampler(config: RunConfig) -> Any:
+    """The sampler of a run.
+
+    Raises:
+        ConfigurationError: the sampler or one of its settings is unknown.
+    """
+    from popcosmos_hpc.inference.sampler import build_sampler
+
+    return build_sampler(config.sampler.name, **config.sampler.settings)
+
+
+def _per_band(settings: LikelihoodConfig, bands: tuple[str, ...]) -> tuple[list[float], list[float]]:
+    named = set(settings.zero_points)
+    if isinstance(settings.error_floor, dict):
+        named |= set(settings.error_floor)
+        floors = [settings.error_floor.get(band, 0.0) for band in bands]
+    else:
+        floors = [settings.error_floor] * len(bands)
+    if strange := sorted(named - set(bands)):
+        raise ConfigurationError(
+            f"zero_points and error_floor for the bands {', '.join(bands)}",
+            ", ".join(strange),
+            "model.likelihood",
+            "Remove these bands or add them to model.bands.",
+        )
+    return [settings.zero_points.get(band, 1.0) for band in bands], floors

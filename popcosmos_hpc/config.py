@@ -1,0 +1,346 @@
+"""Run configuration: YAML in, frozen models out; every mistake is refused before any work starts."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from popcosmos_hpc.errors import ConfigurationError
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOTS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+
+
+def _quantity(unit: str):
+    """Parser of quantities such as '30 s', returning the number in `unit`."""
+
+    def parse(value: Any) -> float:
+        from astropy import units  # slow to import, and most settings have no unit
+
+        if not isinstance(value, str):
+            raise ValueError(f"a quantity with its unit, such as '10 {unit}'")
+        try:
+            number = units.Quantity(value).to_value(unit)
+        except (TypeError, ValueError, units.UnitConversionError) as error:
+            raise ValueError(f"a quantity in units of {unit}, such as '10 {unit}'") from error
+        return float(number)
+
+    return Annotated[
+        float, BeforeValidator(parse), PlainSerializer(lambda value: f"{value:g} {unit}", return_type=str)
+    ]
+
+
+Seconds = _quantity("s")
+Gigabytes = _quantity("GB")
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class InputConfig(Section):
+    """The catalog to fit.
+
+    Attributes:
+        path: HATS catalog that `ingest` wrote; relative to the working directory.
+        format: only `hats`; other tables go through `ingest` first.
+    """
+
+    path: str
+    format: Literal["hats"] = "hats"
+
+
+class PartitionConfig(Section):
+    """Units of storage: HEALPix pixels of at most `max_rows` galaxies, no finer than `highest_order`."""
+
+    max_rows: int = Field(100_000, ge=1)
+    highest_order: int = Field(8, ge=0, le=13)
+
+
+class BlockConfig(Section):
+    """Unit of work and of commit: galaxies per block."""
+
+    size: int = Field(512, ge=1)
+
+
+class LikelihoodConfig(Section):
+    """Noise model.
+
+    Attributes:
+        family: `student_t` (the reference) or `gaussian`.
+        nu: degrees of freedom of the Student t; 2 if not given.
+        error_floor: fraction of the flux added to its error in quadrature; a number, or one per band.
+        zero_points: factor on the model flux per band; bands not named have 1.
+    """
+
+    family: Literal["student_t", "gaussian"] = "student_t"
+    nu: float | None = Field(None, gt=0)
+    error_floor: float | dict[str, float] = 0.03
+    zero_points: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.family == "gaussian" and self.nu is not None:
+            raise ValueError("no nu with family gaussian (nu belongs to student_t; remove one of the two)")
+        floors = self.error_floor.values() if isinstance(self.error_floor, dict) else [self.error_floor]
+        if any(not 0 <= floor < 1 for floor in floors):
+            raise ValueError("an error_floor that is a fraction of the flux, from 0 to below 1")
+        if any(not factor > 0 for factor in self.zero_points.values()):
+            raise ValueError("positive zero_points: they multiply the model flux (1 changes nothing)")
+        return self
+
+
+class ModelConfig(Section):
+    """The statistical model.
+
+    Attributes:
+        bundle: name of a shipped bundle, or a folder with manifest.json and weights.safetensors.
+        prior: name of a prior the bundle can build.
+        bands: bands to fit; all that survey and bundle share if not given.
+        use_redshift: take a known redshift as a datum.
+        likelihood: noise model.
+    """
+
+    bundle: str
+    prior: str = "analytic"
+    bands: tuple[str, ...] | None = None
+    use_redshift: bool = False
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.bands is None:
+            return self
+        if not self.bands or len(set(self.bands)) != len(self.bands):
+            raise ValueError("bands to be a list without repeats, of at least one band")
+        floor = self.likelihood.error_floor
+        named = set(self.likelihood.zero_points) | (set(floor) if isinstance(floor, dict) else set())
+        if strange := sorted(named - set(self.bands)):
+            raise ValueError(f"zero_points and error_floor only for the bands listed; {strange} are not")
+        return self
+
+
+class SamplerConfig(BaseModel):
+    """The sampler by name, its batch size, and its own settings (checked when it is built)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "smc"
+    batch_size: int = Field(16, ge=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's own settings."""
+        return dict(self.model_extra or {})
+
+
+class OutputConfig(Section):
+    """What is stored: draws per galaxy, and mantissa bits kept of them (23 keeps all)."""
+
+    draws: int = Field(200, ge=1)
+    keep_bits: int = Field(10, ge=1, le=23)
+
+
+class ExecutorConfig(Section):
+    """Where blocks run.
+
+    Attributes:
+        name: `serial` (in this process; the specification) or `local` (processes on this machine).
+        workers: processes.
+        threads_per_worker: threads that one process may use for arithmetic.
+        window: blocks in flight per worker.
+        memory: limit per worker, such as '4 GB'; none if not given.
+    """
+
+    name: Literal["serial", "local"] = "serial"
+    workers: int = Field(1, ge=1)
+    threads_per_worker: int = Field(1, ge=1)
+    window: int = Field(3, ge=1, le=8)
+    memory: Gigabytes | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.name == "serial" and self.workers != 1:
+            raise ValueError(f"one worker with the serial executor, not {self.workers} (use executor local)")
+        return self
+
+
+class RetryConfig(Section):
+    """How failures are met.
+
+    Attributes:
+        attempts: failed attempts after which a block is set aside.
+        stop_after_failed_blocks: blocks set aside in one run after which it stops.
+        backoff: pause before the first retry after a storage error; doubled for each further one.
+    """
+
+    attempts: int = Field(3, ge=1)
+    stop_after_failed_blocks: int = Field(10, ge=1)
+    backoff: Seconds = 2.0
+
+
+class RunConfig(Section):
+    """A whole run. Fields that do not touch results: name, executor, retry, input.path."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(1, ge=0, lt=2**32)
+    survey: str
+    input: InputConfig
+    partition: PartitionConfig = PartitionConfig()
+    block: BlockConfig = BlockConfig()
+    model: ModelConfig
+    sampler: SamplerConfig = SamplerConfig()
+    output: OutputConfig = OutputConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    retry: RetryConfig = RetryConfig()
+
+    @field_validator("executor", mode="before")
+    @classmethod
+    def _named_executor(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, dict) and value.get("name") not in (None, "serial", "local"):
+            path = find_config("clusters", str(value["name"]))
+            settings = _read_yaml(path)
+            value = {**settings, **{key: item for key, item in value.items() if key != "name"}}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.sampler.batch_size > self.block.size:
+            sizes = f"({self.sampler.batch_size} > {self.block.size})"
+            raise ValueError(f"sampler.batch_size no larger than block.size {sizes}")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings, defaults included, ready for JSON and YAML."""
+        return self.model_dump(mode="json")
+
+    def science(self) -> dict[str, Any]:
+        """The settings that results depend on, flattened to dotted names.
+
+        >>> config = RunConfig(name="a", survey="s", input={"path": "c"}, model={"bundle": "b"})
+        >>> config.science()["sampler.name"]
+        'smc'
+        """
+        settings = self.resolved()
+        for key in ("name", "executor", "retry", "input"):
+            del settings[key]
+        # The bundle is known by the hash of its weights, not by where it lies.
+        del settings["model"]["bundle"]
+        return _flatten(settings)
+
+    def hash(self) -> str:
+        """sha256 of the settings that results depend on."""
+        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def find_config(kind: str, name: str | Path) -> Path:
+    """Path of a configuration file.
+
+    Args:
+        kind: folder under configs/, such as `runs` or `clusters`.
+        name: a path to a YAML file, or the name of a shipped one.
+
+    Raises:
+        ConfigurationError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for root in _ROOTS:
+        shipped = root / kind / f"{name}.yaml"
+        if shipped.is_file():
+            return shipped
+    known = sorted({file.stem for root in _ROOTS for file in (root / kind).glob("*.yaml")})
+    raise ConfigurationError(
+        f"a YAML file, or one of the shipped {kind}: {', '.join(known) or 'none'}",
+        repr(str(name)),
+        action=_did_you_mean(str(name), known) or "Give the path of a file or the name of a shipped one.",
+    )
+
+
+def load_config(path_or_name: str | Path) -> RunConfig:
+    """Read and check a run configuration.
+
+    Raises:
+        ConfigurationError: the file is missing or not YAML; a key is unknown (the nearest legal one is
+            named); a value is of the wrong type, out of range, or contradicts another.
+    """
+    path = find_config("runs", path_or_name)
+    return parse_config(_read_yaml(path), str(path))
+
+
+def parse_config(settings: Any, where: str) -> RunConfig:
+    """Check settings that were read from `where`."""
+    if not isinstance(settings, dict):
+        raise ConfigurationError("a mapping of settings", type(settings).__name__, where)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError("a YAML file", " ".join(str(error).split()), str(path)) from error
+
+
+def _explain(error: ValidationError, where: str) -> ConfigurationError:
+    """The first mistake, in the words of this package; the number of further ones."""
+    details = error.errors()
+    first = details[0]
+    place = f"{where}: {'.'.join(map(str, first['loc'])) or 'settings'}"
+    more = f" ({len(details) - 1} more after this one)" if len(details) > 1 else ""
+    key = str(first["loc"][-1]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        legal = sorted(_fields_at(RunConfig, first["loc"][:-1]))
+        return ConfigurationError(
+            f"one of the keys {', '.join(legal)}",
+            f"the unknown key {key!r}",
+            place,
+            _did_you_mean(key, legal) + more,
+        )
+    if first["type"] == "missing":
+        return ConfigurationError(f"the required key {key!r}", "nothing", place, f"Add it.{more}")
+    expected = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return ConfigurationError(expected, f"{first['input']!r}"[:200], place, f"Correct the value.{more}")
+
+
+def _fields_at(model: Any, location: tuple) -> list[str]:
+    for key in location:
+        fields = getattr(model, "model_fields", {})
+        model = fields[key].annotation if key in fields else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _did_you_mean(name: str, legal: list[str]) -> str:
+    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.4)
+    return f"Did you mean {near[0]!r}?" if near else ""
