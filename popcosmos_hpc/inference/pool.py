@@ -14,7 +14,7 @@ from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.photometry import Photometry
 
 _CHUNK = 4096
-_BISECTIONS = 16
+_BISECTIONS = 10
 _SMALLEST_LOG_BETA = -14.0
 
 
