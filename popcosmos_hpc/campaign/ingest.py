@@ -15,6 +15,7 @@ from hats_import.catalog.arguments import ImportArguments
 from hats_import.pipeline import pipeline_with_client
 
 from popcosmos_hpc.errors import ConfigurationError, PopCosmosError, SchemaError
+from popcosmos_hpc.survey.canonical import DUPLICATED_ID
 from popcosmos_hpc.survey.preset import SurveyPreset, load_preset
 from popcosmos_hpc.survey.readers import file_format
 from popcosmos_hpc.survey.staging import (
@@ -39,8 +40,8 @@ class IngestResult:
         n_kept: rows in the catalog.
         n_rejected: rows in `rejects`.
         reasons: refused rows per reason.
-        bands: per band, rows `missing`, `observed`, `limit` and `unusable` (observed, yet with an infinite flux
-            or an error that is not positive; the fit flags such a galaxy).
+        bands: per band, rows `missing`, `observed`, `limit` and `unusable` (observed, yet with an infinite
+            flux or an error that is not positive; the fit flags such a galaxy).
         rejects: Parquet file of the refused rows; None for a HATS catalog taken as it is.
     """
 
@@ -98,7 +99,9 @@ def ingest(
             if n_in != n_kept + n_rejected:
                 raise PopCosmosError(f"{n_in} rows kept or refused", f"{n_kept} + {n_rejected}", str(out))
             _refuse_empty(n_in, n_kept, staged, scratch, out)
-            arguments = _arguments(staged, preset, scratch, out.name, n_kept, max_rows, highest_order, chunk_rows)
+            arguments = _arguments(
+                staged, preset, scratch, out.name, n_kept, max_rows, highest_order, chunk_rows
+            )
             _run_import(arguments, dask_client, max_rows, highest_order)
         catalog = scratch / "catalog" / out.name
         (scratch / REJECTS).replace(catalog / REJECTS)
@@ -121,8 +124,12 @@ def input_files(inputs: str | Path | list[str | Path]) -> list[Path]:
         path = Path(item).absolute()
         if path.is_dir():
             if is_hats(path):
-                raise ConfigurationError("tables to ingest", "a HATS catalog", str(path),
-                                         "Give it to `plan` as it is, with format: hats.")  # fmt: skip
+                raise ConfigurationError(
+                    "tables to ingest",
+                    "a HATS catalog",
+                    str(path),
+                    "Give it to `plan` as it is, with format: hats.",
+                )
             found = sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
         else:
             found = [path] if path.is_file() else []
@@ -145,7 +152,11 @@ def _client_or_local(client: Client | None) -> Iterator[Client]:
         return
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, worker_dashboard_address=None
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address=None,
+            worker_dashboard_address=None,
         ) as cluster,
         Client(cluster) as local,
     ):
@@ -172,14 +183,24 @@ def _refuse_empty(n_in: int, n_kept: int, staged: list[StagedFile], scratch: Pat
     rejects = out.with_name(f"{out.name}.{REJECTS}")
     (scratch / REJECTS).replace(rejects)
     reasons = "; ".join(f"{count} x {reason}" for reason, count in _reasons(staged, 0).items())
-    raise SchemaError("at least one usable row", f"{n_in} refused ({reasons})", staged[0].source,
-                      f"See {rejects.name} beside the catalog's folder; check the preset's id, ra, dec and quality.")  # fmt: skip
+    raise SchemaError(
+        "at least one usable row",
+        f"{n_in} refused ({reasons})",
+        staged[0].source,
+        f"See {rejects.name} beside the catalog's folder; check the preset's id, ra, dec and quality.",
+    )
 
 
 def _arguments(
-    staged: list[StagedFile], preset: SurveyPreset, scratch: Path, name: str, n_kept: int, max_rows: int,
-    highest_order: int, chunk_rows: int,
-) -> ImportArguments:  # fmt: skip
+    staged: list[StagedFile],
+    preset: SurveyPreset,
+    scratch: Path,
+    name: str,
+    n_kept: int,
+    max_rows: int,
+    highest_order: int,
+    chunk_rows: int,
+) -> ImportArguments:
     (scratch / "work").mkdir()
     return ImportArguments(
         output_path=scratch / "catalog",
@@ -196,7 +217,10 @@ def _arguments(
         tmp_dir=scratch / "work",
         resume=False,
         progress_bar=False,
-        addl_hats_properties={"popcosmos_preset": preset.name, "popcosmos_bands": " ".join(preset.band_names)},
+        addl_hats_properties={
+            "popcosmos_preset": preset.name,
+            "popcosmos_bands": " ".join(preset.band_names),
+        },
     )
 
 
@@ -207,13 +231,14 @@ def _run_import(arguments: ImportArguments, client: Client, max_rows: int, highe
         if "exceeds threshold" not in str(error):
             raise
         raise ConfigurationError(
-            f"at most max_rows = {max_rows} rows in a pixel of highest_order = {highest_order}", str(error),
-            "ingest", "Raise max_rows or highest_order.") from error  # fmt: skip
+            f"at most max_rows = {max_rows} rows in a pixel of highest_order = {highest_order}",
+            str(error),
+            "ingest",
+            "Raise max_rows or highest_order.",
+        ) from error
 
 
 def _reasons(staged: list[StagedFile], n_duplicated: int) -> dict[str, int]:
-    from popcosmos_hpc.survey.canonical import DUPLICATED_ID
-
     total: Counter[str] = Counter()
     for item in staged:
         total.update(item.reasons)
@@ -223,18 +248,26 @@ def _reasons(staged: list[StagedFile], n_duplicated: int) -> dict[str, int]:
 
 
 def _result(
-    out: Path, n_in: int, n_kept: int, n_rejected: int, n_duplicated: int, staged: list[StagedFile],
+    out: Path,
+    n_in: int,
+    n_kept: int,
+    n_rejected: int,
+    n_duplicated: int,
+    staged: list[StagedFile],
     preset: SurveyPreset,
-) -> IngestResult:  # fmt: skip
+) -> IngestResult:
     if not is_valid_catalog(out):
         raise SchemaError("a valid HATS catalog", "an invalid one", str(out), "Remove it and ingest again.")
     written = int(read_hats(out).catalog_info.total_rows)
     if written != n_kept:
-        raise SchemaError(f"{n_kept} rows in the catalog", f"{written}", str(out), "Remove it and ingest again.")
-    kinds = ("missing", "observed", "limit", "unusable")
+        raise SchemaError(
+            f"{n_kept} rows in the catalog", f"{written}", str(out), "Remove it and ingest again."
+        )
+    kinds: tuple[str, ...] = ("missing", "observed", "limit", "unusable")
     totals = [[sum(item.bands[b][k] for item in staged) for k in range(4)] for b in range(len(preset.bands))]
     bands = {
-        name: dict(zip(kinds, counts, strict=True)) for name, counts in zip(preset.band_names, totals, strict=True)
+        name: dict(zip(kinds, counts, strict=True))
+        for name, counts in zip(preset.band_names, totals, strict=True)
     }
     reasons = _reasons(staged, n_duplicated)
     return IngestResult(out, n_in, n_kept, n_rejected, reasons, bands, out / REJECTS)

@@ -1,8 +1,8 @@
 """A table as published to canonical rows, and the rows refused on the way with their reasons.
 
 Everything is vectorised over rows, and no row raises. A row is refused only if it cannot be placed or named:
-no usable coordinates, no usable id, or outside the preset's selection. A galaxy with bad fluxes or without any
-observed band is kept; its fit is flagged.
+no usable coordinates, no usable id, or outside the preset's selection. A galaxy with bad fluxes or without
+any observed band is kept; its fit is flagged.
 """
 
 import hashlib
@@ -56,7 +56,11 @@ def canonical_schema(preset: SurveyPreset) -> pa.Schema:
     """Columns of canonical rows; fixed by the preset, never inferred from data."""
     fields = [("object_id", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())]
     for name in preset.band_names:
-        fields += [(f"flux_{name}", pa.float32()), (f"flux_err_{name}", pa.float32()), (f"state_{name}", pa.int8())]
+        fields += [
+            (f"flux_{name}", pa.float32()),
+            (f"flux_err_{name}", pa.float32()),
+            (f"state_{name}", pa.int8()),
+        ]
     fields += [("redshift", pa.float32()), ("redshift_err", pa.float32())]
     fields += [(item.name, pa.type_for_alias(item.type)) for item in preset.passthrough]
     return pa.schema(fields)
@@ -80,8 +84,10 @@ def canonicalise(preset: SurveyPreset, table: pa.Table) -> Canonical:
     reasons = np.select([~selected, ~id_known, ~placed], [NOT_SELECTED, BAD_ID, BAD_COORDINATE], default="")
     keep = reasons == ""
     columns: dict[str, np.ndarray | pa.Array] = {
-        "object_id": identifier[keep], "ra": _wrap(ra[keep]), "dec": dec[keep]
-    }  # fmt: skip
+        "object_id": identifier[keep],
+        "ra": _wrap(ra[keep]),
+        "dec": dec[keep],
+    }
     kept = table.filter(pa.array(keep)) if not keep.all() else table
     counts = []
     for band in preset.bands:
@@ -94,7 +100,9 @@ def canonicalise(preset: SurveyPreset, table: pa.Table) -> Canonical:
     schema = canonical_schema(preset)
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     rejects = _rejects(table[preset.id.column], ra, dec, reasons, ~keep)
-    return Canonical(pa.Table.from_arrays(arrays, schema=schema), np.flatnonzero(keep), rejects, np.array(counts))
+    return Canonical(
+        pa.Table.from_arrays(arrays, schema=schema), np.flatnonzero(keep), rejects, np.array(counts)
+    )
 
 
 def _wrap(ra: np.ndarray) -> np.ndarray:
@@ -113,8 +121,9 @@ def band_photometry(
     """One band of a table.
 
     A value or error that is null, NaN or a missing code makes the band missing, and so does a bad flag. A
-    non-detection code makes it a limit where a limit is known. Anything else is observed, also negative fluxes
-    and also a value with an infinite or non-positive error, unless the preset says `bad_errors: missing`.
+    non-detection code makes it a limit where a limit is known. Anything else is observed, also negative
+    fluxes and also a value with an infinite or non-positive error, unless the preset says `bad_errors:
+    missing`.
 
     Returns:
         flux [row] and flux_err [row] float32 nanomaggies (NaN where missing), state [row] int8.
@@ -234,11 +243,15 @@ def _cast(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Array:
         return array
     text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
     if text and pa.types.is_boolean(kind):
-        return pc.index_in(pc.utf8_lower(pc.utf8_trim_whitespace(array)), pa.array(["false", "true"])).cast(kind)
+        return pc.index_in(pc.utf8_lower(pc.utf8_trim_whitespace(array)), pa.array(["false", "true"])).cast(
+            kind
+        )
     if text and not pa.types.is_string(kind):
         pattern = _INTEGER if pa.types.is_integer(kind) else _NUMBER
         good = pc.fill_null(pc.match_substring_regex(array, pattern), False)
-        array = pc.if_else(good, pc.utf8_ltrim(pc.utf8_trim_whitespace(array), "+"), pa.scalar(None, array.type))
+        array = pc.if_else(
+            good, pc.utf8_ltrim(pc.utf8_trim_whitespace(array), "+"), pa.scalar(None, array.type)
+        )
     try:
         return array.cast(kind)
     except pa.ArrowInvalid:
@@ -279,6 +292,12 @@ def _fold(text: str | None) -> int:
 def _rejects(identifier: pa.ChunkedArray, ra, dec, reasons: np.ndarray, refused: np.ndarray) -> pa.Table:
     row = np.flatnonzero(refused)
     text = _cast(identifier.take(pa.array(row)), pa.string())
-    arrays = [pa.array([""] * len(row)), pa.array(row), text, pa.array(ra[row]), pa.array(dec[row]),
-              pa.array(reasons[row].tolist(), pa.string())]  # fmt: skip
+    arrays = [
+        pa.array([""] * len(row)),
+        pa.array(row),
+        text,
+        pa.array(ra[row]),
+        pa.array(dec[row]),
+        pa.array(reasons[row].tolist(), pa.string()),
+    ]
     return pa.Table.from_arrays(arrays, schema=REJECT_SCHEMA)

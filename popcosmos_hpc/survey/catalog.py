@@ -1,4 +1,4 @@
-"""A HATS catalog as the input of a run: one that `ingest` wrote, or any other, read through a preset as it is."""
+"""A HATS catalog as the input of a run: one that `ingest` wrote, or another, read through a preset."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,9 @@ class SourceCatalog:
         try:
             catalog = read_hats(self.path)
         except (OSError, ValueError, TypeError) as error:
-            raise SchemaError("a HATS catalog", str(error), str(path), "Run `popcosmos-hpc ingest` first.") from error
+            raise SchemaError(
+                "a HATS catalog", str(error), str(path), "Run `popcosmos-hpc ingest` first."
+            ) from error
         if isinstance(catalog, CatalogCollection):
             catalog = catalog.main_catalog
         self._base, self._suffix = catalog.catalog_base_dir, catalog.catalog_info.npix_suffix
@@ -53,7 +55,10 @@ class SourceCatalog:
             raise ConfigurationError("a preset for a catalog that ingest did not write", "none", str(path))
         self.preset = None
         if not self.is_canonical and preset is not None:
-            units = {field.name: ((field.metadata or {}).get(b"unit") or b"").decode() or None for field in self.schema}
+            units = {
+                field.name: ((field.metadata or {}).get(b"unit") or b"").decode() or None
+                for field in self.schema
+            }
             self.preset = preset.resolve(names)
             self.preset.check_table(units, str(path))
 
@@ -65,7 +70,7 @@ class SourceCatalog:
         return tuple(n.removeprefix("state_") for n in self.schema.names if n.startswith("state_"))
 
     def read(self, lowest: int, highest: int, positions_only: bool = False) -> tuple[pa.Table, pa.Table]:
-        """Canonical rows with order-29 pixels in [lowest, highest), sorted by pixel, then id; and refused rows.
+        """Canonical rows of an interval of order-29 pixels, sorted by pixel, then id; and refused rows.
 
         Args:
             lowest: first order-29 pixel.
@@ -106,6 +111,11 @@ class SourceCatalog:
             if first < highest and last > lowest:
                 yield pads.dataset(self._file(pixel)).to_table(columns=columns, filter=clip)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows in all files."""
+        return sum(pq.read_metadata(self._file(pixel)).num_rows for pixel in self._pixels)
+
     def pixel_ranges(self) -> list[tuple[int, int]]:
         """Order-29 range of each stored partition."""
         return [pixel_range(Partition(p.order, p.pixel, 0)) for p in self._pixels]
@@ -133,12 +143,21 @@ def plan_catalog(
     if not 0 <= highest_order <= HEALPIX_ORDER:
         raise ConfigurationError(f"an order in 0..{HEALPIX_ORDER}", str(highest_order), "highest_order")
     histogram = np.zeros(12 * 4**highest_order, np.int64)
-    ids, refused = [], [REJECT_SCHEMA.empty_table()]
+    ids: list[np.ndarray] = []
+    refused = [REJECT_SCHEMA.empty_table()]
     for lowest, highest in catalog.pixel_ranges():
         table, rejected = catalog.read(lowest, highest, positions_only=True)
         histogram += healpix_histogram(table[SPATIAL_INDEX_COLUMN].to_numpy(), highest_order)
         ids.append(table["object_id"].to_numpy())
         refused.append(rejected)
+    n_read = sum(map(len, ids)) + sum(table.num_rows for table in refused)
+    if n_read != catalog.n_rows:
+        raise SchemaError(
+            f"{catalog.n_rows} rows in the pixels that the catalog's index names",
+            f"{n_read}",
+            str(catalog.path),
+            "The preset's coordinates are not those of the index: ingest the table instead.",
+        )
     _refuse_duplicates(np.concatenate(ids), catalog)
     if rejects is not None:
         with replace_atomically(rejects) as partial:
@@ -152,5 +171,9 @@ def _refuse_duplicates(object_id: np.ndarray, catalog: SourceCatalog) -> None:
     ordered = np.sort(object_id)
     again = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(again):
-        raise SchemaError("ids that name one row each", f"{len(again)} repeated, for example {again[0]}",
-                          str(catalog.path), "Ingest the table, which keeps the first row of each id.")  # fmt: skip
+        raise SchemaError(
+            "ids that name one row each",
+            f"{len(again)} repeated, for example {again[0]}",
+            str(catalog.path),
+            "Ingest the table, which keeps the first row of each id.",
+        )

@@ -7,6 +7,7 @@ A small language on purpose: names of columns, numbers, strings, comparisons, ar
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,28 @@ _FUNCTIONS: dict[str, Callable] = {
     "isnull": lambda value: np.ma.array(np.ma.getmaskarray(value)),
 }
 _ALLOWED = (
-    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.BinOp, ast.UnaryOp, ast.Not, ast.USub, ast.UAdd, ast.Invert,
-    ast.Compare, ast.In, ast.NotIn, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple, ast.Call,
-    *_ARITHMETIC, *_COMPARISONS,
-)  # fmt: skip
+    ast.Expression,
+    ast.BoolOp,
+    ast.And,
+    ast.Or,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Not,
+    ast.USub,
+    ast.UAdd,
+    ast.Invert,
+    ast.Compare,
+    ast.In,
+    ast.NotIn,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Call,
+    *_ARITHMETIC,
+    *_COMPARISONS,
+)
 
 
 def parse(text: str, where: str = "expression") -> ast.Expression:
@@ -100,7 +119,7 @@ def _as_bool(value) -> np.ndarray:
     return np.ma.filled(np.ma.asarray(value), False).astype(bool)
 
 
-def _evaluate(node: ast.AST, columns: Mapping[str, np.ma.MaskedArray]):
+def _evaluate(node: ast.AST, columns: Mapping[str, np.ma.MaskedArray]) -> Any:
     if isinstance(node, ast.Name):
         return columns[node.id]
     if isinstance(node, ast.Constant):

@@ -32,7 +32,8 @@ def flux_factor(unit: str, zero_point: float | None, where: str) -> float:
     """Nanomaggies per unit of a linear flux.
 
     Args:
-        unit: `nanomaggies`, `maggies`, `count`, or what astropy parses as a spectral flux density (`nJy`, `uJy`).
+        unit: `nanomaggies`, `maggies`, `count`, or what astropy parses as a spectral flux density (`nJy`,
+            `uJy`).
         zero_point: AB magnitude of one count; only for counts.
         where: setting, for the message.
 

@@ -67,8 +67,12 @@ def write_partition(run_dir: str | Path, partition: Partition, table: pa.Table) 
     """
     destination = store_path(run_dir, partition)
     if table.num_rows != partition.n_galaxies:
-        raise SchemaError(f"{partition.n_galaxies} rows", f"{table.num_rows}", partition.key,
-                          "The catalog changed after the plan was made: plan again in a new run.")  # fmt: skip
+        raise SchemaError(
+            f"{partition.n_galaxies} rows",
+            f"{table.num_rows}",
+            partition.key,
+            "The catalog changed after the plan was made: plan again in a new run.",
+        )
     if (destination / "zarr.json").is_file():
         return destination
     table = table.sort_by([(SPATIAL_INDEX_COLUMN, "ascending"), ("object_id", "ascending")])
@@ -102,13 +106,19 @@ def _write_group(path: Path, table: pa.Table) -> None:
     extra = [name for name in table.column_names if name not in photometric and name not in _ROWS]
     kinds = {name: _write_extra(group, name, table[name]) for name in extra}
     group.attrs.update(
-        {"schema_version": SCHEMA_VERSION, "n_galaxies": table.num_rows, "bands": bands, "unit": "nanomaggies",
-         "state": {state.name.lower(): int(state) for state in BandState}, "passthrough": kinds}
-    )  # fmt: skip
+        {
+            "schema_version": SCHEMA_VERSION,
+            "n_galaxies": table.num_rows,
+            "bands": bands,
+            "unit": "nanomaggies",
+            "state": {state.name.lower(): int(state) for state in BandState},
+            "passthrough": kinds,
+        }
+    )
 
 
 def _write_extra(group: zarr.Group, name: str, column: pa.ChunkedArray) -> str:
-    """Text has no stable type in Zarr 3, so it is kept as UTF-8 bytes; nulls of integers become NaN floats."""
+    """Text has no stable type in Zarr 3, so it is kept as UTF-8 bytes; integer nulls become NaN."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         data = np.array([(text or "").encode() for text in column.to_pylist()], dtype="S")
         width = max(data.dtype.itemsize, 1)
@@ -125,10 +135,14 @@ def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tup
     chunks = (min(len(data), _CHUNK_ROWS), *data.shape[1:])
     shards = (-(-len(data) // chunks[0]) * chunks[0], *data.shape[1:])
     group.create_array(
-        name, data=data, chunks=chunks, shards=shards, dimension_names=dimensions,
+        name,
+        data=data,
+        chunks=chunks,
+        shards=shards,
+        dimension_names=dimensions,
         compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
         config={"write_empty_chunks": True},
-    )  # fmt: skip
+    )
 
 
 def open_photometry(run_dir: str | Path, partition: Partition) -> zarr.Group:
@@ -154,8 +168,8 @@ def read_block(
         bands: bands in the order wanted; default all.
 
     Returns:
-        object_id int64 [galaxy], ra and dec float64 [galaxy] degrees, Photometry of float32 [galaxy, band] arrays;
-        a missing band has flux 0 and error 1, so that arithmetic on it stays finite.
+        object_id int64 [galaxy], ra and dec float64 [galaxy] degrees, Photometry of float32 [galaxy, band]
+        arrays; a missing band has flux 0 and error 1, so that arithmetic on it stays finite.
 
     Raises:
         SchemaError: a band is not in the store.
@@ -182,8 +196,12 @@ def band_indices(group: zarr.Group, bands: Iterable[str] | None, where: str) -> 
     wanted = stored if bands is None else list(bands)
     absent = [band for band in wanted if band not in stored]
     if absent:
-        raise SchemaError(f"bands {', '.join(wanted)}", f"no {', '.join(absent)} among {', '.join(stored)}", where,
-                          "Select the model's bands with model.bands, or add them to the preset.")  # fmt: skip
+        raise SchemaError(
+            f"bands {', '.join(wanted)}",
+            f"no {', '.join(absent)} among {', '.join(stored)}",
+            where,
+            "Select the model's bands with model.bands, or add them to the preset.",
+        )
     return [stored.index(band) for band in wanted]
 
 

@@ -37,7 +37,9 @@ class Plan:
 
     def write(self, path: str | Path) -> None:
         """Write as Parquet, atomically."""
-        columns = {name: [getattr(p, name) for p in self.partitions] for name in ("order", "pixel", "n_galaxies")}
+        columns = {
+            name: [getattr(p, name) for p in self.partitions] for name in ("order", "pixel", "n_galaxies")
+        }
         table = pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()})
         table = table.replace_schema_metadata({"block_size": str(self.block_size)})
         with replace_atomically(Path(path)) as partial:
@@ -90,12 +92,17 @@ def make_partitions(histogram: np.ndarray, highest_order: int, max_rows: int) ->
             another length.
     """
     if len(histogram) != 12 * 4**highest_order:
-        raise ConfigurationError(f"{12 * 4**highest_order} pixels at order {highest_order}", str(len(histogram)))
+        raise ConfigurationError(
+            f"{12 * 4**highest_order} pixels at order {highest_order}", str(len(histogram))
+        )
     densest = int(histogram.max(initial=0))
     if densest > max_rows:
         raise ConfigurationError(
-            f"at most max_rows = {max_rows} rows in a pixel of highest_order = {highest_order}", f"{densest} rows",
-            "partition", "Raise max_rows or highest_order.")  # fmt: skip
+            f"at most max_rows = {max_rows} rows in a pixel of highest_order = {highest_order}",
+            f"{densest} rows",
+            "partition",
+            "Raise max_rows or highest_order.",
+        )
     sums = [np.asarray(histogram, np.int64)]
     for _ in range(highest_order):
         sums.append(sums[-1].reshape(-1, 4).sum(axis=1))

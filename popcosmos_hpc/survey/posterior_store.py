@@ -1,8 +1,8 @@
 """Posterior draws, summaries and certificates: one Zarr group per partition, one shard per block and array.
 
-A block's shards are written to a scratch folder under the names they will have in the store, and renamed into place
-once the block is committed. No shard is ever read, modified and written back, and the presence of a chunk says
-nothing: the commit record does.
+A block's shards are written to a scratch folder under the names they will have in the store, and renamed into
+place once the block is committed. No shard is ever read, modified and written back, and the presence of a
+chunk says nothing: the commit record does.
 """
 
 import hashlib
@@ -27,8 +27,16 @@ from popcosmos_hpc.survey.rounding import round_absolute, round_mantissa, round_
 
 SCHEMA_VERSION = 1
 CERTIFICATE = (
-    "ess", "pareto_k", "rhat", "ppp", "log_evidence", "acceptance", "n_evaluations", "status", "sampler"
-)  # fmt: skip
+    "ess",
+    "pareto_k",
+    "rhat",
+    "ppp",
+    "log_evidence",
+    "acceptance",
+    "n_evaluations",
+    "status",
+    "sampler",
+)
 SUMMARY_BITS = 12
 REDSHIFT_QUANTILE_BITS = 14
 LOG_DENSITY_STEP = 2.0**-6
@@ -109,10 +117,15 @@ def create_partition_store(
     """
     path = Path(run_dir) / store_key(partition)
     facts = {
-        "schema_version": SCHEMA_VERSION, "n_galaxies": partition.n_galaxies, "block_size": block_size,
-        "draws": draws, "param": list(param_names), "quantity": list(summary_names),
-        "certificate": list(CERTIFICATE), **dict(attrs or {}),
-    }  # fmt: skip
+        "schema_version": SCHEMA_VERSION,
+        "n_galaxies": partition.n_galaxies,
+        "block_size": block_size,
+        "draws": draws,
+        "param": list(param_names),
+        "quantity": list(summary_names),
+        "certificate": list(CERTIFICATE),
+        **dict(attrs or {}),
+    }
     if not (path / "zarr.json").is_file():
         scratch = Path(run_dir) / "scratch" / f"posterior-{uuid.uuid4().hex}"
         shapes = _shapes(draws, len(param_names), len(summary_names), redshift_levels)
@@ -125,8 +138,12 @@ def create_partition_store(
     found = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     differing = sorted(key for key in facts if found.get(key) != _as_json(facts[key]))
     if differing:
-        raise LedgerError(f"a store with the same {', '.join(differing)}", "another run's", str(path),
-                          "Use a new run directory.")  # fmt: skip
+        raise LedgerError(
+            f"a store with the same {', '.join(differing)}",
+            "another run's",
+            str(path),
+            "Use a new run directory.",
+        )
     return path
 
 
@@ -146,9 +163,14 @@ def _as_json(value: Any) -> Any:
 
 def _shapes(draws: int, params: int, quantities: int, levels: int) -> dict[str, tuple[int, ...]]:
     return {
-        "object_id": (), "theta": (draws, params), "log_prior": (draws,), "log_likelihood": (draws,),
-        "summary": (quantities, 5), "redshift_quantiles": (levels,), "certificate": (len(CERTIFICATE),),
-    }  # fmt: skip
+        "object_id": (),
+        "theta": (draws, params),
+        "log_prior": (draws,),
+        "log_likelihood": (draws,),
+        "summary": (quantities, 5),
+        "redshift_quantiles": (levels,),
+        "certificate": (len(CERTIFICATE),),
+    }
 
 
 def _inner_rows(block_size: int) -> int:
@@ -166,11 +188,18 @@ def _create_arrays(path: Path, n: int, block_size: int, shapes: Mapping[str, tup
             chunks = (inner, shape[0], 1)
         integer = name == "object_id"
         group.create_array(
-            name, shape=(n, *shape), dtype="int64" if integer else "float32",
-            fill_value=-1 if integer else np.nan, chunks=chunks, shards=(block_size, *shape),
-            dimension_names=_DIMENSIONS[name], config={"write_empty_chunks": True},
-            compressors=BloscCodec(typesize=8 if integer else 4, cname="zstd", clevel=5, shuffle="bitshuffle"),
-        )  # fmt: skip
+            name,
+            shape=(n, *shape),
+            dtype="int64" if integer else "float32",
+            fill_value=-1 if integer else np.nan,
+            chunks=chunks,
+            shards=(block_size, *shape),
+            dimension_names=_DIMENSIONS[name],
+            config={"write_empty_chunks": True},
+            compressors=BloscCodec(
+                typesize=8 if integer else 4, cname="zstd", clevel=5, shuffle="bitshuffle"
+            ),
+        )
     return group
 
 
@@ -233,26 +262,6 @@ def _rounded(data: BlockPosterior, keep_bits: int, space: ParameterSpace | None)
     }
 
 
-def install_block(run_dir: str | Path, scratch_dir: str | Path, shards: Iterable[ShardFile]) -> None:
-    """Rename a committed block's shards into the store; what is in place already is fine, so it can be repeated.
-
-    Raises:
-        LedgerError: a shard is neither in the scratch folder nor in the store.
-    """
-    folders = set()
-    for shard in shards:
-        source, destination = Path(scratch_dir) / shard.relative_path, Path(run_dir) / shard.relative_path
-        if source.is_file():
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(destination)
-            folders.add(destination.parent)
-        elif not destination.is_file():
-            raise LedgerError("a shard of the committed block", "none in the store nor in its scratch folder",
-                              str(destination), "Delete the block's record to fit it again.")  # fmt: skip
-    for folder in folders:
-        sync(folder)
-
-
 def open_partition(run_dir: str | Path, partition: Partition) -> zarr.Group:
     """The Zarr group of a partition, read-only.
 
@@ -309,15 +318,17 @@ def stores(run_dir: str | Path) -> Iterator[Path]:
 
 def sizes(run_dir: str | Path) -> dict[str, float]:
     """Bytes on disk per stored galaxy, array by array, with `total`; empty where nothing is stored."""
-    nbytes, rows = dict.fromkeys(_DIMENSIONS, 0), 0
+    nbytes, rows = dict.fromkeys(_DIMENSIONS, 0.0), 0
     for path in stores(run_dir):
         facts = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
         for name in _DIMENSIONS:
-            nbytes[name] += sum(file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file())
+            nbytes[name] += sum(
+                file.stat().st_size for file in (path / name / "c").rglob("*") if file.is_file()
+            )
         for shard in (path / "object_id" / "c").glob("*"):
             first = int(shard.name) * facts["block_size"]
             rows += min(facts["block_size"], facts["n_galaxies"] - first)
     if not rows:
         return {}
     per_galaxy = {name: count / rows for name, count in nbytes.items()}
-    return per_galaxy | {"total": sum(per_galaxy.values())}
+    return {**per_galaxy, "total": sum(per_galaxy.values())}

@@ -188,9 +188,9 @@ class SurveyPreset(_Facts):
                 fluxes.flux_factor(unit, band.zero_point, where)
             if band.extinction is not None and self.already_dereddened:
                 raise ValueError(f"band {band.name}: extinction is given, yet already_dereddened is true")
-            if band.extinction is not None and band.extinction.coefficient is not None:
-                if not (band.extinction.ebv or self.ebv):
-                    raise ValueError(f"band {band.name}: a coefficient needs an `ebv` column")
+            extinction = band.extinction
+            if extinction and extinction.coefficient is not None and not (extinction.ebv or self.ebv):
+                raise ValueError(f"band {band.name}: a coefficient needs an `ebv` column")
         for text in self._expressions:
             expression.parse(text, f"preset {self.name}")
         return self
@@ -220,7 +220,7 @@ class SurveyPreset(_Facts):
 
     def required_columns(self) -> tuple[str, ...]:
         """Columns that a table must have, patterns of passthrough columns left out."""
-        names = [self.id.column, self.ra, self.dec]
+        names: list[str | None] = [self.id.column, self.ra, self.dec]
         for band in self.bands:
             extinction = band.extinction
             names += [band.value, band.err, band.flag, band.limit]
@@ -240,7 +240,11 @@ class SurveyPreset(_Facts):
         items = []
         for item in self.passthrough:
             matches = [c for c in available if fnmatchcase(c, item.column)] if "*" in item.column else None
-            items += [item] if matches is None else [Passthrough(name=c, column=c, type=item.type) for c in matches]
+            items += (
+                [item]
+                if matches is None
+                else [Passthrough(name=c, column=c, type=item.type) for c in matches]
+            )
         return self.model_copy(update={"passthrough": tuple({item.name: item for item in items}.values())})
 
     def check_table(self, columns: Mapping[str, str | None], where: str) -> None:
@@ -256,18 +260,35 @@ class SurveyPreset(_Facts):
         for name in self.required_columns():
             if name not in columns:
                 hint = _nearest(name, columns)
-                raise SchemaError(f"column {name!r} (preset {self.name})", f"no such column{hint}", where,
-                                  "Correct the preset or the table.")  # fmt: skip
+                raise SchemaError(
+                    f"column {name!r} (preset {self.name})",
+                    f"no such column{hint}",
+                    where,
+                    "Correct the preset or the table.",
+                )
         for name, declared in self.column_units.items():
             found = columns[name]
             if found and not _same_declared_unit(declared, found):
-                raise SchemaError(f"column {name!r} in {declared}", f"unit {found!r} in the file", where,
-                                  "Set `unit` in the preset to the file's.")  # fmt: skip
+                raise SchemaError(
+                    f"column {name!r} in {declared}",
+                    f"unit {found!r} in the file",
+                    where,
+                    "Set `unit` in the preset to the file's.",
+                )
 
 
 def _same_declared_unit(declared: str, found: str) -> bool:
     if declared == "deg":
-        return found.strip().lower() not in ("rad", "radian", "radians", "hourangle", "hour", "h", "arcsec", "arcmin")
+        return found.strip().lower() not in (
+            "rad",
+            "radian",
+            "radians",
+            "hourangle",
+            "hour",
+            "h",
+            "arcsec",
+            "arcmin",
+        )
     return fluxes.same_unit(declared, found)
 
 
@@ -291,7 +312,9 @@ def find_preset(name_or_path: str | Path) -> Path:
             return candidate
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     raise ConfigurationError(
-        "a preset file or one of " + ", ".join(known), f"{str(name_or_path)!r}{_nearest(path.stem, known)}", "survey"
+        "a preset file or one of " + ", ".join(known),
+        f"{str(name_or_path)!r}{_nearest(path.stem, known)}",
+        "survey",
     )
 
 
@@ -324,12 +347,19 @@ def preset_from_dict(content: Mapping[str, Any], where: str = "preset") -> Surve
             raise ConfigurationError(
                 "a known key", f"{key!r}{_nearest(key, _legal_keys(first['loc']))}", place
             ) from error
-        raise ConfigurationError(first["msg"].removeprefix("Value error, "), repr(first["input"])[:80], place) from error
+        raise ConfigurationError(
+            first["msg"].removeprefix("Value error, "), repr(first["input"])[:80], place
+        ) from error
 
 
 def _legal_keys(location: tuple) -> list[str]:
-    nested = {"bands": Band, "extinction": Extinction, "redshift": Redshift, "passthrough": Passthrough,
-              "id": Identifier}  # fmt: skip
+    nested = {
+        "bands": Band,
+        "extinction": Extinction,
+        "redshift": Redshift,
+        "passthrough": Passthrough,
+        "id": Identifier,
+    }
     parents = [part for part in location[:-1] if part in nested]
     model = nested[parents[-1]] if parents else SurveyPreset
     return list(model.model_fields)

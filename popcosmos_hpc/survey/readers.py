@@ -1,8 +1,8 @@
 """Chunked readers of survey tables: Parquet, FITS, CSV, HDF5.
 
 Each knows how to describe a file from its header (columns, units, whether it is whole) and how to yield its
-columns as Arrow tables with missing values as nulls. A damaged file is a SchemaError that names it; a damaged row
-is passed on, for the preset to refuse.
+columns as Arrow tables with missing values as nulls. A damaged file is a SchemaError that names it; a damaged
+row is passed on, for the preset to refuse.
 """
 
 import csv
@@ -101,8 +101,12 @@ class FitsTable:
             promised = info["datLoc"] + header["NAXIS1"] * header["NAXIS2"]
             found = path.stat().st_size
             if not _compressed(path) and found < promised:
-                raise SchemaError(f"{promised} bytes, as the header of the table says", f"{found} bytes",
-                                  str(path), "The file is truncated: copy it again.")  # fmt: skip
+                raise SchemaError(
+                    f"{promised} bytes, as the header of the table says",
+                    f"{found} bytes",
+                    str(path),
+                    "The file is truncated: copy it again.",
+                )
             return {column.name: column.unit or None for column in table.columns}
 
     def chunks(self, path: Path, columns: tuple[str, ...], rows: int) -> Iterator[Chunk]:
@@ -208,12 +212,13 @@ class Hdf5Table:
     def _node(self, file: h5py.File, path: Path) -> h5py.Group | h5py.Dataset:
         if self.group is not None and self.group in file:
             return file[self.group]
-        found = [node for node in _tables_of(file)]
+        found = list(_tables_of(file))
         if self.group is None and len(found) == 1:
             return found[0]
         wanted = f"group {self.group!r}" if self.group else "one group of columns"
-        raise SchemaError(wanted, f"groups {[node.name for node in found]}", str(path),
-                          "Set hdf5_group in the preset.")  # fmt: skip
+        raise SchemaError(
+            wanted, f"groups {[node.name for node in found]}", str(path), "Set hdf5_group in the preset."
+        )
 
 
 def _tables_of(group: h5py.Group) -> Iterator[h5py.Group | h5py.Dataset]:
@@ -273,9 +278,17 @@ def _compressed(path: Path) -> bool:
 
 
 _SUFFIXES = {
-    ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".fits": "fits", ".fit": "fits", ".cat": "fits",
-    ".csv": "csv", ".h5": "hdf5", ".hdf5": "hdf5", ".hdf": "hdf5",
-}  # fmt: skip
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".parq": "parquet",
+    ".fits": "fits",
+    ".fit": "fits",
+    ".cat": "fits",
+    ".csv": "csv",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".hdf": "hdf5",
+}
 
 
 def file_format(path: Path) -> str | None:
@@ -299,7 +312,9 @@ def table_reader(path: Path, hdf5_group: str | None = None, fits_hdu: int | str 
     kind = file_format(path)
     if kind is None:
         known = " ".join(_SUFFIXES)
-        raise SchemaError(f"a file named {known} (or .gz)", repr(path.name), str(path), "Rename or convert it.")
+        raise SchemaError(
+            f"a file named {known} (or .gz)", repr(path.name), str(path), "Rename or convert it."
+        )
     readers = {"parquet": ParquetTable, "csv": CsvTable}
     if kind in readers:
         return readers[kind]()

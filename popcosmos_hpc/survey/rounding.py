@@ -1,7 +1,8 @@
 """Rounding of stored draws: noise does not compress, so the bits below the posterior's own noise are cleared.
 
 Values stay float32 and readers need to know nothing; the compressor finds the zeros. Rounding depends on the
-parameter and the value only, never on the other draws, so that equal draws are equal bytes whatever the block.
+parameter and the value only, never on the other draws, so that equal draws are equal bytes whatever the
+block.
 """
 
 import numpy as np
@@ -40,8 +41,9 @@ def round_mantissa(values: np.ndarray, keep_bits: int, floor: np.ndarray | float
 def round_theta(theta: np.ndarray, keep_bits: int, space: ParameterSpace | None = None) -> np.ndarray:
     """Round draws parameter by parameter.
 
-    A bounded parameter is a number on a range, not a scale: near zero it needs no finer step than elsewhere. Its
-    step is that of its range: at 10 bits one 1,024th to one 512th of it. The redshift keeps four bits more.
+    A bounded parameter is a number on a range, not a scale: near zero it needs no finer step than elsewhere.
+    Its step is that of its range: at 10 bits one 1,024th to one 512th of it. The redshift keeps four bits
+    more.
 
     Args:
         theta: (..., param) draws.

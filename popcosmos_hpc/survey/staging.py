@@ -1,7 +1,8 @@
 """From input files to canonical Parquet files in a scratch folder, each input read exactly once.
 
-hats-import reads its input twice, once to count pixels and once to split; reading the published file twice through
-a preset would cost more than the copy. The copy also lets ids be compared across files before anything is split.
+hats-import reads its input twice, once to count pixels and once to split; reading the published file twice
+through a preset would cost more than the copy. The copy also lets ids be compared across files before
+anything is split.
 """
 
 import os
@@ -105,7 +106,7 @@ def stage_file(source: str, path: str, preset: SurveyPreset, chunk_rows: int) ->
     object_id = np.concatenate(ids)
     np.save(staged.beside(".ids.npy"), object_id)
     np.save(staged.beside(".rows.npy"), np.concatenate(rows))
-    counts = tuple(tuple(int(n) for n in band) for band in bands)
+    counts = tuple((int(m), int(o), int(lim), int(bad)) for m, o, lim, bad in bands)
     return StagedFile(source, path, n_in, len(object_id), dict(reasons), counts)
 
 
@@ -131,8 +132,8 @@ def _malformed(chunk: Chunk, source: str) -> pa.Table:
 def drop_duplicates(staged: list[StagedFile]) -> int:
     """Mark every appearance of an id but the first, over all files in order; returns how many.
 
-    The positions are written beside each staged file, where `StagedReader` and `write_rejects` find them. Ids are
-    compared in buckets, so that memory stays bounded whatever the survey.
+    The positions are written beside each staged file, where `StagedReader` and `write_rejects` find them. Ids
+    are compared in buckets, so that memory stays bounded whatever the survey.
     """
     total = sum(item.n_kept for item in staged)
     buckets = total // _BUCKET_ROWS + 1
@@ -178,7 +179,7 @@ class StagedReader(InputReader):
 
 
 def write_rejects(staged: list[StagedFile], path: Path) -> int:
-    """Join the refused rows of all files, duplicated ids included, into one Parquet file; returns their number."""
+    """Join the refused rows of all files, duplicated ids included, into one file; returns their number."""
     total = 0
     with replace_atomically(path) as partial, pq.ParquetWriter(partial, REJECT_SCHEMA) as writer:
         for item in staged:

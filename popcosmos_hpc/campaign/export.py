@@ -1,0 +1,170 @@
+"""A run's summaries as a HATS catalog, which LSDB opens, crosses with others and filters."""
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+from dask.distributed import Client
+from hats.catalog import PartitionInfo, TableProperties
+from hats.io import paths, write_parquet_metadata
+from hats.io.validation import is_valid_catalog
+from hats.pixel_math import HealpixPixel
+from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN
+
+import popcosmos_hpc
+from popcosmos_hpc.campaign.ledger import Ledger
+from popcosmos_hpc.errors import LedgerError
+from popcosmos_hpc.partition import Partition
+from popcosmos_hpc.survey.files import replace_atomically
+from popcosmos_hpc.survey.plan import HEALPIX_ORDER, Plan
+from popcosmos_hpc.survey.products import summary_table
+
+_MOST_PARTITIONS_IN_METADATA = 50_000
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The exported catalog.
+
+    Args:
+        catalog: its folder.
+        n_galaxies: rows.
+        n_fitted: rows with a committed fit; the others are null in the columns of the fit.
+    """
+
+    catalog: Path
+    n_galaxies: int
+    n_fitted: int
+
+
+def export(
+    run_dir: str | Path, out_dir: str | Path | None = None, client: Client | None = None
+) -> ExportResult:
+    """Write the summaries of a run, finished or not, as a HATS catalog.
+
+    An earlier export is replaced at the end. Partitions are those of the plan, one in memory at a time per worker.
+
+    Args:
+        run_dir: the run.
+        out_dir: the catalog; default `catalog` in the run directory.
+        client: Dask client; None works in this process.
+
+    Raises:
+        LedgerError: there is no plan, or no block is committed yet.
+    """
+    run = Path(run_dir).absolute()
+    out = Path(out_dir).absolute() if out_dir is not None else run / "catalog"
+    plan = Plan.read(run / "plan.parquet")
+    done = set(Ledger(run).done(plan.blocks()))
+    chosen = [p for p in plan.partitions if any(block.key in done for block in p.blocks(plan.block_size))]
+    if not chosen:
+        raise LedgerError("a committed block", "none", str(run), "Run `popcosmos-hpc fit` first.")
+    scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
+    scratch.mkdir(parents=True)
+    try:
+        jobs = [(run, scratch, p, plan.block_size, _committed(p, plan.block_size, done)) for p in chosen]
+        if client is None:
+            counts = [export_partition(*job) for job in jobs]
+        else:
+            counts = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
+        n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
+        _write_metadata(run, scratch, chosen, n_galaxies, n_fitted)
+        _swap(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return ExportResult(out, n_galaxies, n_fitted)
+
+
+def _committed(partition: Partition, block_size: int, done: set[str]) -> tuple[int, ...]:
+    return tuple(block.index for block in partition.blocks(block_size) if block.key in done)
+
+
+def export_partition(
+    run_dir: Path, catalog: Path, partition: Partition, block_size: int, committed: tuple[int, ...]
+) -> tuple[int, int]:
+    """Write one partition's Parquet file; returns its rows and how many of them are fitted."""
+    fitted = np.zeros(partition.n_galaxies, bool)
+    for index in committed:
+        fitted[index * block_size : (index + 1) * block_size] = True
+    table = summary_table(run_dir, partition, fitted)
+    pixel = HealpixPixel(partition.order, partition.pixel)
+    path = Path(str(paths.pixel_catalog_file(catalog, pixel)))
+    order = [(SPATIAL_INDEX_COLUMN, "ascending"), ("object_id", "ascending")]
+    with replace_atomically(path) as partial:
+        pq.write_table(
+            table,
+            partial,
+            compression="zstd",
+            sorting_columns=pq.SortingColumn.from_ordering(table.schema, order),
+        )
+    return table.num_rows, int(fitted.sum())
+
+
+def _write_metadata(
+    run: Path, catalog: Path, partitions: list[Partition], n_galaxies: int, n_fitted: int
+) -> None:
+    pixels = [HealpixPixel(p.order, p.pixel) for p in partitions]
+    info = PartitionInfo.from_healpix(pixels)
+    info.write_to_file(paths.get_partition_info_pointer(catalog))
+    rows = write_parquet_metadata(catalog, create_metadata=len(pixels) <= _MOST_PARTITIONS_IN_METADATA)
+    if rows != n_galaxies:
+        raise LedgerError(
+            f"{n_galaxies} rows in the exported files", f"{rows}", str(catalog), "Export again."
+        )
+    provenance = _provenance(run) | {"popcosmos_n_fitted": n_fitted}
+    properties = TableProperties(
+        catalog_name=_run_name(run),
+        catalog_type="object",
+        total_rows=n_galaxies,
+        ra_column="ra",
+        dec_column="dec",
+        hats_col_healpix=SPATIAL_INDEX_COLUMN,
+        hats_col_healpix_order=HEALPIX_ORDER,
+        hats_cols_sort="object_id",
+        hats_order=info.get_highest_order(),
+        hats_max_rows=max(p.n_galaxies for p in partitions),
+        moc_sky_fraction=f"{info.calculate_fractional_coverage():0.5f}",
+        hats_npix_suffix=".parquet",
+        **TableProperties.new_provenance_dict(
+            catalog, builder=f"popcosmos-hpc v{popcosmos_hpc.__version__}", **provenance
+        ),
+    )
+    properties.to_properties_file(catalog)
+    if not is_valid_catalog(catalog):
+        raise LedgerError("a valid HATS catalog", "an invalid one", str(catalog), "Please report it.")
+
+
+def _run_name(run: Path) -> str:
+    settings = run / "run.yaml"
+    content: Any = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return str(content.get("name", run.name))
+
+
+def _provenance(run: Path) -> dict[str, str]:
+    """What a reader of the catalog needs to find the run again: its name, digests and their meaning."""
+    from popcosmos_hpc.inference.summary import REDSHIFT_QUANTILES
+
+    facts = {"popcosmos_run": _run_name(run), "popcosmos_version": popcosmos_hpc.__version__}
+    facts["popcosmos_redshift_quantile_levels"] = " ".join(f"{level:g}" for level in REDSHIFT_QUANTILES)
+    fingerprint = run / "fingerprint.json"
+    if fingerprint.is_file():
+        content = json.loads(fingerprint.read_text(encoding="utf-8"))
+        facts["popcosmos_fingerprint"] = hashlib.sha256(
+            json.dumps(content, sort_keys=True).encode()
+        ).hexdigest()
+    return facts
+
+
+def _swap(scratch: Path, out: Path) -> None:
+    old = scratch.with_name(f"{scratch.name}-old")
+    if out.exists():
+        out.rename(old)
+    scratch.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
