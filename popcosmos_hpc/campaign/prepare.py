@@ -9,7 +9,7 @@ import yaml
 
 from popcosmos_hpc.campaign import fingerprint as prints
 from popcosmos_hpc.campaign.events import log_event
-from popcosmos_hpc.campaign.worker import RUN_FILE, build_model, make_sampler, read_run
+from popcosmos_hpc.campaign.worker import PLAN_FILE, RUN_FILE, build_model, make_sampler, read_run
 from popcosmos_hpc.config import RunConfig
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
@@ -19,7 +19,6 @@ from popcosmos_hpc.survey.plan import Plan
 from popcosmos_hpc.survey.preset import load_preset
 
 logger = logging.getLogger(__name__)
-PLAN_FILE = "plan.parquet"
 _INPUT_FILE = "input.json"
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from popcosmos_hpc.campaign import retry
 from popcosmos_hpc.campaign.events import read_events
 from popcosmos_hpc.campaign.ledger import BlockRecord, Ledger
-from popcosmos_hpc.campaign.prepare import PLAN_FILE
 from popcosmos_hpc.campaign.progress import format_duration
-from popcosmos_hpc.campaign.worker import read_run
+from popcosmos_hpc.campaign.worker import PLAN_FILE, read_run
 from popcosmos_hpc.survey.plan import Plan
 
 

@@ -13,6 +13,7 @@ from popcosmos_hpc.config import LikelihoodConfig, RunConfig, parse_config
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 
 RUN_FILE = "run.yaml"
+PLAN_FILE = "plan.parquet"
 
 
 @dataclass(frozen=True)

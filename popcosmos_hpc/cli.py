@@ -1,0 +1,311 @@
+"""The command `popcosmos-hpc`: one verb per step. Verbs import what they need, so that help is instant."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from popcosmos_hpc.errors import PopCosmosError
+
+FAILED_BLOCKS, WRONG_USAGE, INTERRUPTED = 1, 2, 3
+_PATH = click.Path(path_type=Path)
+_RUN = click.argument("run", type=_PATH)
+
+
+class Commands(click.Group):
+    """A group whose errors are one readable message and an exit code that scripts can use."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except PopCosmosError as error:
+            click.echo(f"popcosmos-hpc: {error}", err=True)
+            ctx.exit(WRONG_USAGE)
+        except KeyboardInterrupt:
+            click.echo("popcosmos-hpc: interrupted; the same command goes on.", err=True)
+            ctx.exit(INTERRUPTED)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order in which they are used."""
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="popcosmos-hpc")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks of failed attempts.")
+def main(verbose: bool) -> None:
+    r"""Stellar-population posteriors of a galaxy survey, on a laptop or a cluster.
+
+    \b
+    A whole run:
+      popcosmos-hpc ingest table.fits --preset my_survey.yaml --out catalog
+      popcosmos-hpc plan my_run.yaml --run run
+      popcosmos-hpc fit run            # stop it with Ctrl-C; the same command goes on
+      popcosmos-hpc export run
+      popcosmos-hpc report run
+    To see all of it on a mock survey, in a few minutes:
+      popcosmos-hpc demo
+
+    Exit codes: 0 done; 1 some blocks failed; 2 wrong usage, configuration or input; 3 interrupted.
+    """
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("popcosmos_hpc").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Dask reports at ERROR what our own retries handle.
+    logging.getLogger("distributed").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+
+
+@main.command()
+@click.option("--out", type=_PATH, default=Path("demo_run"), show_default=True, help="Run directory to make.")
+@click.option("--config", default="demo", show_default=True, help="Run configuration: name or YAML file.")
+@click.option("--galaxies", type=click.IntRange(min=1), help="Galaxies of the mock survey.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.")
+def demo(out: Path, config: str, galaxies: int | None, workers: int | None) -> None:
+    r"""Run every step on a mock survey.
+
+    Mock survey -> catalog -> plan -> fit -> export -> report, in one run directory.
+
+    \b
+    Run it again after an interruption: finished steps are kept.
+      popcosmos-hpc demo --out demo_run
+    """
+    from popcosmos_hpc.campaign.demo import run_demo
+
+    result = run_demo(out, config, galaxies, workers)
+    if result.exit_code:
+        _end_of_fit(out, result)
+    from popcosmos_hpc.report.page import write_report
+
+    page = write_report(out)
+    click.echo(f"\n{_status_text(out)}\nreport     {page}")
+
+
+@main.command()
+@click.argument("tables", nargs=-1, required=True, type=_PATH)
+@click.option("--preset", required=True, help="Survey preset: name or YAML file.")
+@click.option("--out", required=True, type=_PATH, help="HATS catalog to make.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option("--max-rows", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--highest-order", type=click.IntRange(0, 13), default=8, show_default=True)
+def ingest(
+    tables: tuple[Path, ...], preset: str, out: Path, workers: int, max_rows: int, highest_order: int
+) -> None:
+    r"""Read tables into a HATS catalog.
+
+    FITS, Parquet, CSV and HDF5 are read through a preset, which says what the columns mean. Rows that cannot be used are written to rejects, each with its reason; kept + rejected = in.
+
+    \b
+      popcosmos-hpc ingest kids_*.fits --preset kids_mock --out catalog
+    """
+    from popcosmos_hpc.campaign.cluster import open_client
+    from popcosmos_hpc.campaign.ingest import ingest as run_ingest
+    from popcosmos_hpc.config import ExecutorConfig
+
+    executor = ExecutorConfig(name="local" if workers > 1 else "serial", workers=workers)
+    with open_client(executor) as client:
+        result = run_ingest(list(tables), preset, out, client, max_rows=max_rows, highest_order=highest_order)
+    click.echo(f"{result.n_in} rows: {result.n_kept} kept in {out}, {result.n_rejected} rejected")
+    for reason, count in result.reasons.items():
+        click.echo(f"  {count} x {reason}")
+
+
+@main.command()
+@click.argument("config")
+@click.option("--run", "run_dir", required=True, type=_PATH, help="Run directory to make.")
+@click.option("--input", "catalog", type=_PATH, help="Catalog to fit, instead of the one in CONFIG.")
+def plan(config: str, run_dir: Path, catalog: Path | None) -> None:
+    r"""Make a run directory from a catalog.
+
+    The catalog is divided into partitions on the sky and blocks of work.
+
+    CONFIG is a YAML file or the name of a shipped one. Nothing is fitted yet, but every setting is checked.
+
+    \b
+      popcosmos-hpc plan my_run.yaml --run run
+      popcosmos-hpc plan zcosmos --run run --input catalog
+    """
+    from popcosmos_hpc.campaign.prepare import plan_run
+    from popcosmos_hpc.config import load_config
+
+    settings = load_config(config)
+    if catalog is not None:
+        settings = settings.model_copy(
+            update={"input": settings.input.model_copy(update={"path": str(catalog)})}
+        )
+    result = plan_run(settings, run_dir)
+    click.echo(
+        f"{result.n_galaxies} galaxies in {len(result.partitions)} partitions and "
+        f"{len(result.blocks())} blocks.\nFit them with: popcosmos-hpc fit {run_dir}"
+    )
+
+
+@main.command()
+@_RUN
+@click.option(
+    "--executor", type=click.Choice(["serial", "local"]), help="Where to run; results are the same."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes on this machine.")
+@click.option("--retry-failed", is_flag=True, help="Try blocks again that were set aside.")
+@click.option("--accept-code-change", is_flag=True, help="Go on although the package's source changed.")
+def fit(
+    run: Path, executor: str | None, workers: int | None, retry_failed: bool, accept_code_change: bool
+) -> None:
+    r"""Fit every block that has no record yet.
+
+    Stop it as you like, by Ctrl-C, a kill or a power cut: the same command goes on, with the same results.
+
+    \b
+      popcosmos-hpc fit run
+      popcosmos-hpc fit run --workers 8
+      popcosmos-hpc fit run --retry-failed
+    """
+    from popcosmos_hpc.campaign.run import run_campaign, with_overrides
+    from popcosmos_hpc.campaign.worker import read_run
+
+    settings = with_overrides(read_run(run), executor, workers)
+    result = run_campaign(run, settings, retry_failed, accept_code_change)
+    _end_of_fit(run, result)
+
+
+def _end_of_fit(run: Path, result: Any) -> None:
+    click.echo(_status_text(run))
+    if result.interrupted:
+        click.echo(f"Stopped. Go on with: popcosmos-hpc fit {run}", err=True)
+    elif result.exit_code:
+        click.echo(f"{result.failed} blocks failed, {result.left} not tried.", err=True)
+    if result.exit_code:
+        click.get_current_context().exit(result.exit_code)
+
+
+def _status_text(run: Path) -> str:
+    from popcosmos_hpc.campaign.status import campaign_status
+
+    return campaign_status(run).text()
+
+
+@main.command()
+@_RUN
+def status(run: Path) -> None:
+    r"""Tell what is done, failed and left.
+
+    And how fast it goes, and when it should end.     It only reads, so it may be used at any time, from any machine that sees the run directory.
+
+    \b
+      popcosmos-hpc status run
+      watch -n 60 popcosmos-hpc status run
+    """
+    click.echo(_status_text(run))
+
+
+@main.command()
+@_RUN
+@click.option("--out", type=_PATH, help="HATS catalog to make; default: catalog/ in the run directory.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+def export(run: Path, out: Path | None, workers: int) -> None:
+    r"""Write summaries as a HATS catalog.
+
+    LSDB opens it; rows that are not fitted yet are marked.
+
+    \b
+      popcosmos-hpc export run
+    """
+    from popcosmos_hpc.campaign.cluster import open_client
+    from popcosmos_hpc.campaign.export import export as run_export
+    from popcosmos_hpc.config import ExecutorConfig
+
+    executor = ExecutorConfig(name="local" if workers > 1 else "serial", workers=workers)
+    with open_client(executor) as client:
+        run_export(run, out, client)
+    click.echo(f"catalog    {out or run / 'catalog'}")
+
+
+@main.command()
+@_RUN
+@click.option("--out", type=_PATH, help="HTML file to write; default: report.html in the run directory.")
+@click.option("--truth", type=_PATH, help="Parquet table of object_id and known values.")
+def report(run: Path, out: Path | None, truth: Path | None) -> None:
+    r"""Judge a run on one HTML page.
+
+    The run need not be finished, and the page needs nothing but itself.
+
+    \b
+      popcosmos-hpc report run
+      popcosmos-hpc report run --truth spectroscopic.parquet
+    """
+    from popcosmos_hpc.report.page import write_report
+
+    click.echo(f"report     {write_report(run, out, truth)}")
+
+
+@main.group()
+def train() -> None:
+    """Make models for other bands or physics."""
+
+
+@train.command("emulator")
+@click.argument("config", type=_PATH)
+@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@click.option(
+    "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
+)
+@click.option("--minutes", type=float, help="Stop training after this time; the same command goes on.")
+def train_emulator(
+    config: Path, out: Path | None, checkpoint_dir: Path | None, minutes: float | None
+) -> None:
+    r"""Train the emulator of a training configuration and write its bundle.
+
+    \b
+      popcosmos-hpc train emulator configs/training/kids9.yaml --out my_bundle
+    """
+    from popcosmos_hpc.training.emulator import train_from_config
+
+    target = out or Path(config.stem)
+    limits = {} if minutes is None else {"minutes": minutes}
+    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
+    click.echo(f"bundle     {train_from_config(config, target, states, **limits)}")
+
+
+@main.group()
+def bundle() -> None:
+    """Look at models."""
+
+
+@bundle.command("show")
+@click.argument("name")
+def bundle_show(name: str) -> None:
+    """Show what a bundle is made of, and how accurate it is.
+
+    NAME is the name of a shipped bundle, or a folder.
+    """
+    import json
+
+    from popcosmos_hpc.model.bundle import load_bundle
+
+    loaded = load_bundle(name)
+    low, high = loaded.manifest["redshift_range"]
+    click.echo(f"name       {loaded.manifest['name']}\nbands      {', '.join(loaded.bands)}")
+    click.echo(f"redshift   {low} to {high}\nsha256     {loaded.sha256}")
+    rest = {
+        key: value
+        for key, value in loaded.manifest.items()
+        if key not in ("name", "bands", "redshift_range") and len(json.dumps(value)) < 4000
+    }
+    click.echo(json.dumps(rest, indent=1, ensure_ascii=False))
+
+
+@bundle.command("verify")
+@click.argument("name")
+def bundle_verify(name: str) -> None:
+    """Check a bundle's files against their hashes."""
+    from popcosmos_hpc.model.bundle import load_bundle
+
+    loaded = load_bundle(name)
+    click.echo(f"{loaded.path}: complete, sha256 {loaded.sha256}")
+
+
+if __name__ == "__main__":
+    main()
