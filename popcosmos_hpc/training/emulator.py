@@ -17,11 +17,18 @@ from popcosmos_hpc.model.features import band_features, galaxy_features
 from popcosmos_hpc.model.lines import LineEmulator
 from popcosmos_hpc.model.network import Network, initial_network
 from popcosmos_hpc.model.speculator import SpeculatorEmulator, derived_quantities
-from popcosmos_hpc.sps.spectrum import line_transmission, photometry
+from popcosmos_hpc.sps.spectrum import line_transmission
 from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges, write_report
 from popcosmos_hpc.training.fit import Schedule, train
 from popcosmos_hpc.training.recipe import EmulatorRecipe, NetworkSize, load_recipe
-from popcosmos_hpc.training.simulation import Examples, Simulator, Source, build_simulator, draw_parameters
+from popcosmos_hpc.training.simulation import (
+    Examples,
+    Simulator,
+    Source,
+    build_simulator,
+    draw_parameters,
+    target_flux,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +140,7 @@ def _assemble(simulator: Simulator, networks: dict[str, Network]) -> SpeculatorE
 
 def measure(simulator: Simulator, emulator: SpeculatorEmulator, theta: np.ndarray) -> dict:
     """Accuracy of total magnitudes, lines included, against the synthesis on held-out draws."""
-    exact = eqx.filter_jit(jax.vmap(lambda t: photometry(simulator.sps, simulator.bands, t)))
+    exact = eqx.filter_jit(jax.vmap(lambda t: target_flux(simulator, t)))
     fast = eqx.filter_jit(jax.vmap(lambda t: emulator(t)))
     magnitude = lambda flux: 22.5 - 2.5 * np.log10(np.maximum(np.asarray(flux), 1e-12))  # noqa: E731
     pieces = [theta[i : i + 128] for i in range(0, len(theta), 128)]

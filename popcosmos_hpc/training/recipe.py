@@ -48,6 +48,18 @@ class NetworkSize(_Strict):
     learning_rate: float = 2e-3
 
 
+class AnchorRecipe(_Strict):
+    """Published emulators to which the target is corrected.
+
+    Attributes:
+        folder: of their files.
+        bands: published band -> filter source, the bands used.
+    """
+
+    folder: str
+    bands: dict[str, str]
+
+
 class EmulatorRecipe(_Strict):
     """One emulator bundle.
 
@@ -61,7 +73,7 @@ class EmulatorRecipe(_Strict):
         n_fresh: draws replaced after each round, so that no draw is learned by heart.
         n_test: held-out draws of the accuracy report.
         seed: of draws and weights.
-        anchor: folder of published photometry emulators to which the target is corrected, or None.
+        anchor: published emulators to which the target is corrected, or None.
     """
 
     name: str
@@ -79,7 +91,7 @@ class EmulatorRecipe(_Strict):
     n_test: int = 20_000
     batch_size: int = 1000
     seed: int = 1
-    anchor: str | None = None
+    anchor: AnchorRecipe | None = None
 
 
 def load_recipe(path: Path | str) -> EmulatorRecipe:

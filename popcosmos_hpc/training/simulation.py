@@ -16,12 +16,13 @@ from popcosmos_hpc.sps.load_bagpipes import load_bagpipes
 from popcosmos_hpc.sps.load_dsps import load_dsps
 from popcosmos_hpc.sps.load_fsps import load_fsps
 from popcosmos_hpc.sps.spectrum import SPS, Photometer, build_photometer, build_sps, photometry
+from popcosmos_hpc.training.anchor import Anchor, anchor_offset, build_anchor
 from popcosmos_hpc.training.recipe import EmulatorRecipe, expand
 
 FAINT = 20.0  # mag per Msun; fainter continua are not learned but floored here
 LINE_FLOOR = 1e-6  # Lsun per Msun: an equivalent width below 0.1 Angstrom in any galaxy
 _CHUNK = 128  # fits the caches of a core
-_STRONG = 0.002  # a line is emulated where it adds this fraction to a broad band of some galaxies
+_STRONG = 0.01  # a line is emulated where it adds this fraction to a broad band of some galaxies
 
 
 class Simulator(NamedTuple):
@@ -36,6 +37,7 @@ class Simulator(NamedTuple):
         strong: (line,) True for lines that the line network learns; the rest stay in the continuum.
         width_lines: (width,) indices of the lines with equivalent widths.
         provenance: of the grids.
+        anchor: published emulators to which the bands are corrected, or None.
     """
 
     recipe: EmulatorRecipe
@@ -46,6 +48,7 @@ class Simulator(NamedTuple):
     strong: np.ndarray
     width_lines: np.ndarray
     provenance: dict
+    anchor: Anchor | None
 
 
 class Examples(NamedTuple):
@@ -74,8 +77,10 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     low, high = recipe.redshift
     filters = tuple(load_filter(name, source) for name, source in recipe.bands.items())
     rest = tuple(load_filter(name, source) for name, source in recipe.rest_bands.items())
-    blue = min(min(f.wave[0] for f in filters) / (1 + high), min(f.wave[0] for f in rest))
-    red = max(max(f.wave[-1] for f in filters), max(f.wave[-1] for f in rest))
+    anchors = recipe.anchor.bands.items() if recipe.anchor else ()
+    observed = [*filters, *(load_filter(name, source) for name, source in anchors)]
+    blue = min(min(f.wave[0] for f in observed) / (1 + high), min(f.wave[0] for f in rest))
+    red = max(f.wave[-1] for f in (*observed, *rest))
     wave = wavelength_grid(0.98 * blue, 1.02 * red, recipe.synthesis.resolution)
     torus = expand(recipe.synthesis.torus) or find_torus_file()
     grids = _load_grids(recipe, wave, torus)
@@ -89,9 +94,11 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     probe = draw_parameters(np.random.default_rng(recipe.seed), sps.space, 1024, low, high)
     strong = _strong_lines(sps, probe)
     strong[width] = True
-    return Simulator(
-        recipe, sps, filters, bands, build_photometer(sps, list(rest), 0.0), strong, width, grids.provenance
-    )
+    anchor = None
+    if recipe.anchor is not None:
+        anchor = build_anchor(expand(recipe.anchor.folder), recipe.anchor.bands, sps, high)
+    rest_bands = build_photometer(sps, list(rest), 0.0)
+    return Simulator(recipe, sps, filters, bands, rest_bands, strong, width, grids.provenance, anchor)
 
 
 def _load_grids(recipe: EmulatorRecipe, wave: np.ndarray, torus):
@@ -184,10 +191,23 @@ class Source:
         return self._examples
 
 
+def target_flux(simulator: Simulator, theta: Array) -> Array:
+    """Fluxes (band,) for N = 0 that the emulator is to give, anchored if so asked [nanomaggies]."""
+    flux = photometry(simulator.sps, simulator.bands, theta)
+    if simulator.anchor is None:
+        return flux
+    pivots = jnp.asarray([f.pivot for f in simulator.filters], jnp.float32)
+    return flux * 10 ** (-0.4 * anchor_offset(simulator.anchor, simulator.sps, theta, pivots))
+
+
 def _targets(simulator: Simulator, theta: Array) -> tuple[Array, Array, Array]:
     sps = simulator.sps
     weak = jnp.asarray(~simulator.strong, jnp.float32)
     flux = photometry(sps, simulator.bands, theta, weak)
+    if simulator.anchor is not None:
+        total = target_flux(simulator, theta)
+        # The strong lines are kept as they are; what remains of the corrected total is continuum.
+        flux = jnp.maximum(total - (photometry(sps, simulator.bands, theta) - flux), 0.05 * flux)
     continuum = -2.5 * jnp.log10(flux * 10**-9.0 + 10 ** (-0.4 * FAINT))
     lines = jnp.log10(sps.lines_behind_clouds(theta)[np.flatnonzero(simulator.strong)] + LINE_FLOOR)
     spectrum = sps.luminosity(theta)

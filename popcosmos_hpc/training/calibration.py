@@ -1,0 +1,160 @@
+"""Zero points of a survey, from galaxies whose redshift is known.
+
+Each galaxy is compared with many spectra at its own redshift, as in template fitting, but the spectra
+are draws from the prior through the emulator that will be used for the fits. A band whose observed
+flux sits off the prediction for most galaxies, at all redshifts, is off in its zero point.
+"""
+
+import logging
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.model.emulator import AbstractEmulator
+from popcosmos_hpc.model.prior import AbstractPrior
+from popcosmos_hpc.model.transforms import to_physical
+from popcosmos_hpc.photometry import BandState, Photometry
+
+logger = logging.getLogger(__name__)
+
+_NU = 2.0
+_REWEIGHTINGS = 4
+_MIN_GALAXIES = 30
+_MIN_SIGNAL = 5.0
+
+
+class Calibration(NamedTuple):
+    """Zero points and what the data say on the error floor.
+
+    Attributes:
+        bands: names.
+        zero_points: (band,) factors on the model flux; that of the reference band is 1.
+        zero_point_err: (band,) bootstrap 1 sigma.
+        scatter: (band,) robust fractional scatter of observed over predicted flux beyond the
+            stated errors; an upper estimate of the error floor, since it holds the discreteness of
+            the spectra too.
+        n_used: (band,) galaxies that count.
+        history: (round, band) zero points after each round.
+    """
+
+    bands: tuple[str, ...]
+    zero_points: np.ndarray
+    zero_point_err: np.ndarray
+    scatter: np.ndarray
+    n_used: np.ndarray
+    history: np.ndarray
+
+
+def solve_zero_points(
+    emulator: AbstractEmulator,
+    prior: AbstractPrior,
+    photometry: Photometry,
+    reference_band: str,
+    seed: int = 0,
+    n_spectra: int = 4096,
+    n_rounds: int = 10,
+    error_floor: float = 0.03,
+) -> Calibration:
+    """Solve for multiplicative zero points at known redshifts.
+
+    Args:
+        emulator: of the survey's bands.
+        prior: source of spectral shapes; their redshift is replaced by each galaxy's.
+        photometry: NumPy arrays with leading axis galaxy; `redshift` must be known.
+        reference_band: band whose zero point is 1 by convention (a common factor is a mass).
+        seed: of the spectra and the bootstrap.
+        n_spectra: spectra per galaxy.
+        n_rounds: rounds of prediction and correction.
+        error_floor: fractional error added while predicting.
+
+    Raises:
+        ConfigurationError: the reference band is unknown, or too few galaxies have a redshift.
+    """
+    bands = emulator.bands
+    if reference_band not in bands:
+        raise ConfigurationError(
+            f"one of the bands {', '.join(bands)}", repr(reference_band), "reference band"
+        )
+    known = np.isfinite(np.asarray(photometry.redshift))
+    if known.sum() < _MIN_GALAXIES:
+        raise ConfigurationError(
+            f"at least {_MIN_GALAXIES} galaxies with a redshift", str(known.sum()), "zero points"
+        )
+    photometry = Photometry(*(np.asarray(values)[known] for values in photometry))
+    shapes = _draw_shapes(prior, seed, n_spectra)
+    predict = _make_predictor(emulator, prior, shapes, error_floor)
+    reference = bands.index(reference_band)
+    zero_points = np.ones(len(bands))
+    history = []
+    for index in range(n_rounds):
+        ratio = _ratios(predict, photometry, zero_points)
+        zero_points = zero_points * np.nanmedian(ratio, axis=0)
+        zero_points /= zero_points[reference]
+        history.append(zero_points.copy())
+        logger.info("zero points, round %d of %d: %s", index + 1, n_rounds, np.round(zero_points, 4).tolist())
+    ratio = _ratios(predict, photometry, zero_points)
+    return Calibration(
+        bands, zero_points, _bootstrap(ratio, seed) * zero_points, _excess_scatter(ratio, photometry),
+        np.isfinite(ratio).sum(0), np.array(history),
+    )  # fmt: skip
+
+
+def _draw_shapes(prior: AbstractPrior, seed: int, n_spectra: int) -> Array:
+    keys = jax.random.split(jax.random.PRNGKey(seed), n_spectra)
+    return jax.vmap(lambda key: to_physical(prior.space, prior.transport(prior.propose_base(key)[0])))(keys)
+
+
+def _make_predictor(emulator: AbstractEmulator, prior: AbstractPrior, shapes: Array, floor: float):
+    """(photometry of one galaxy, zero points) -> predicted flux (band,), the likelihood-weighted mean."""
+    n, z = prior.space.index("N"), prior.space.index("redshift")
+
+    def predict(one: Photometry, zero_points: Array) -> Array:
+        theta = shapes.at[:, n].set(22.0).at[:, z].set(one.redshift)
+        model = jax.vmap(lambda spectrum: emulator(spectrum) * zero_points)(theta)
+        used = one.state == BandState.OBSERVED
+        flux = jnp.where(used, one.flux, 0.0)
+        variance = one.flux_err**2 + (floor * flux) ** 2
+        weight = jnp.where(used, 1.0 / jnp.maximum(variance, 1e-20), 0.0)
+        robust = jnp.broadcast_to(weight, model.shape)
+        for _ in range(_REWEIGHTINGS):
+            top = jnp.sum(robust * flux * model, axis=1)
+            amplitude = jnp.maximum(top / jnp.sum(robust * model**2, axis=1), 1e-12)
+            square = weight * (flux - amplitude[:, None] * model) ** 2
+            robust = weight * (_NU + 1) / (_NU + square)
+        log_likelihood = -0.5 * (_NU + 1) * jnp.sum(jnp.log1p(square / _NU), axis=1)
+        share = jax.nn.softmax(log_likelihood)
+        return jnp.sum(share[:, None] * amplitude[:, None] * model, axis=0)
+
+    @eqx.filter_jit
+    def predict_all(photometry: Photometry, zero_points: Array) -> Array:
+        return jax.lax.map(lambda one: predict(one, zero_points), photometry)
+
+    return predict_all
+
+
+def _ratios(predict, photometry: Photometry, zero_points: np.ndarray) -> np.ndarray:
+    """Observed over predicted flux (galaxy, band); NaN where the band is unobserved or too noisy."""
+    single = Photometry(*(jnp.asarray(values, jnp.float32) for values in photometry))
+    single = single._replace(state=jnp.asarray(photometry.state, jnp.int8))
+    predicted = np.asarray(predict(single, jnp.asarray(zero_points, jnp.float32)))
+    good = (photometry.state == BandState.OBSERVED) & (photometry.flux > _MIN_SIGNAL * photometry.flux_err)
+    return np.where(good, photometry.flux / predicted, np.nan)
+
+
+def _bootstrap(ratio: np.ndarray, seed: int, n_resamples: int = 200) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(ratio), (n_resamples, len(ratio)))
+    return np.std([np.nanmedian(ratio[row], axis=0) for row in rows], axis=0)
+
+
+def _excess_scatter(ratio: np.ndarray, photometry: Photometry) -> np.ndarray:
+    deviation = 1.4826 * np.nanmedian(np.abs(ratio - np.nanmedian(ratio, axis=0)), axis=0)
+    stated = np.nanmedian(
+        np.where(np.isfinite(ratio), photometry.flux_err / np.abs(photometry.flux), np.nan), axis=0
+    )
+    return np.sqrt(np.maximum(deviation**2 - stated**2, 0.0))
