@@ -235,3 +235,11 @@ def offset_and_scatter(
     offset = Estimate(float(bias(difference)), bootstrap_error(difference, bias, seed=seed))
     scatter = Estimate(float(sigma_mad(difference)), bootstrap_error(difference, sigma_mad, seed=seed))
     return int(difference.size), offset, scatter
+
+
+def share(chosen: np.ndarray) -> Estimate:
+    """Fraction of True among booleans, with its binomial error."""
+    if chosen.size == 0:
+        return Estimate(float("nan"), float("nan"))
+    value = float(np.mean(chosen))
+    return Estimate(value, float(np.sqrt(value * (1 - value) / chosen.size)))
