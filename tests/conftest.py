@@ -1,12 +1,15 @@
 """Settings and fixtures that every test shares."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+sys.path.insert(0, str(REPOSITORY))  # tests import each other as `tests.toy`, however pytest is started
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -18,9 +21,11 @@ os.environ.setdefault(
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+import tests.typecheck  # noqa: E402, F401  (the hook looks it up as an attribute)
+
 # A shape that broadcasts by accident is the commonest silent error of array code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("popcosmos_hpc", "beartype.beartype")
+install_import_hook("popcosmos_hpc", "tests.typecheck.checked")
 
 
 @pytest.fixture(scope="session")

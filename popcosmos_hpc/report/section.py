@@ -99,7 +99,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def percent(part: float, whole: float) -> str:
+def percent(part: float | np.integer, whole: float) -> str:
     """A fraction in percent, n/a of nothing.
 
     >>> percent(1, 8), percent(1, 0)
