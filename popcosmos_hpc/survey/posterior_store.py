@@ -222,7 +222,7 @@ def write_block(
         space: the parameters, for rounding on their ranges (see `rounding.round_theta`).
 
     Returns:
-        the shards in a fixed order.
+        the shards in a fixed order; an array of nothing but fill has none.
 
     Raises:
         SchemaError: an array does not have the block's number of galaxies.
@@ -244,6 +244,8 @@ def write_block(
         group[name][block.start : block.stop] = array
         zeros = "/".join(["0"] * (array.ndim - 1))
         file = root / name / "c" / str(block.index) / zeros if zeros else root / name / "c" / str(block.index)
+        if not file.exists():  # Zarr writes no shard of nothing but fill, as when no galaxy had draws
+            continue
         sync(file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shards.append(ShardFile(str(file.relative_to(scratch)), digest, file.stat().st_size))
