@@ -137,23 +137,18 @@ def band_photometry(
     if band.flag is not None:
         missing |= ~np.isin(numbers(table[band.flag]), band.flag_ok)
     flux, flux_err = _to_flux(preset, band, value, error)
-    limit, limit_err = _limits(preset, band, table, flux_err)
+    limit, limit_err = _limits(preset, band, table, flux_err, codes)
     flux, flux_err = np.where(undetected, limit, flux), np.where(undetected, limit_err, flux_err)
-    unusable_limit = ~(np.isfinite(limit) & np.isfinite(limit_err) & (limit_err > 0))
-    missing |= undetected & unusable_limit
     dimming = _transmission(preset, band, table)
-    flux, flux_err = flux * dimming, flux_err * dimming
-    if preset.bad_errors == "missing":
-        missing |= ~(np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0))
+    with np.errstate(over="ignore"):
+        flux, flux_err = (flux * dimming).astype(np.float32), (flux_err * dimming).astype(np.float32)
+    unusable = ~(np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0))
+    missing |= unusable & (undetected | (preset.bad_errors == "missing"))
     state = np.select(
         [missing, undetected], [BandState.MISSING, BandState.LIMIT], default=BandState.OBSERVED
     ).astype(np.int8)
-    with np.errstate(over="ignore"):
-        return (
-            np.where(missing, np.nan, flux).astype(np.float32),
-            np.where(missing, np.nan, flux_err).astype(np.float32),
-            state,
-        )
+    unknown = np.float32(np.nan)
+    return np.where(missing, unknown, flux), np.where(missing, unknown, flux_err), state
 
 
 def _to_flux(preset, band, value: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +163,11 @@ def _to_flux(preset, band, value: np.ndarray, error: np.ndarray) -> tuple[np.nda
         )
 
 
-def _limits(preset, band, table: pa.Table, flux_err: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _limits(preset, band, table: pa.Table, flux_err: np.ndarray, codes) -> tuple[np.ndarray, np.ndarray]:
     if band.limit is not None:
-        limit, _ = _to_flux(preset, band, numbers(table[band.limit]), np.zeros(table.num_rows))
+        stated = numbers(table[band.limit])
+        stated = np.where(_is_code(stated, codes), np.nan, stated)
+        limit, _ = _to_flux(preset, band, stated, np.zeros(table.num_rows))
         return limit, limit / band.limit_sigma
     if band.flux is not None:
         return band.limit_sigma * flux_err, flux_err
@@ -261,7 +258,7 @@ def _cast(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Array:
 def _cast_row_by_row(array: pa.Array, kind: pa.DataType) -> pa.Array:
     def one(value):
         try:
-            return pa.scalar(value).cast(kind).as_py()
+            return pa.scalar(value, array.type).cast(kind).as_py()
         except pa.ArrowInvalid:
             return None
 

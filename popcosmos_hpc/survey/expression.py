@@ -93,7 +93,8 @@ def column_names(text: str, where: str = "expression") -> tuple[str, ...]:
     >>> column_names("abs(z_spec) < 1 and flag in [0, 4]")
     ('z_spec', 'flag')
     """
-    names = [node.id for node in ast.walk(parse(text, where)) if isinstance(node, ast.Name)]
+    nodes = [node for node in ast.walk(parse(text, where)) if isinstance(node, ast.Name)]
+    names = [node.id for node in sorted(nodes, key=lambda node: node.col_offset)]
     return tuple(dict.fromkeys(name for name in names if name not in _FUNCTIONS))
 
 

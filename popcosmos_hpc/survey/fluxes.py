@@ -42,7 +42,7 @@ def flux_factor(unit: str, zero_point: float | None, where: str) -> float:
             zero point.
 
     >>> flux_factor("nanomaggies", None, ""), round(flux_factor("uJy", None, ""), 6)
-    (1.0, 0.27541)
+    (1.0, 0.275406)
     """
     cure = "Use nanomaggies, maggies, nJy, uJy, mJy, Jy, ABmag, or count with a zero_point."
     if is_count(unit):

@@ -130,8 +130,7 @@ def create_partition_store(
         scratch = Path(run_dir) / "scratch" / f"posterior-{uuid.uuid4().hex}"
         shapes = _shapes(draws, len(param_names), len(summary_names), redshift_levels)
         try:
-            group = _create_arrays(scratch, partition.n_galaxies, block_size, shapes)
-            group.attrs.update(facts)
+            _create_arrays(scratch, partition.n_galaxies, block_size, shapes, facts)
             _rename_unless_there(scratch, path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -179,15 +178,19 @@ def _inner_rows(block_size: int) -> int:
     return max(gcd(block_size, rows) for rows in range(1, _INNER_ROWS + 1))
 
 
-def _create_arrays(path: Path, n: int, block_size: int, shapes: Mapping[str, tuple[int, ...]]) -> zarr.Group:
-    group = zarr.create_group(path, zarr_format=3)
+def _create_arrays(
+    path: Path, n: int, block_size: int, shapes: Mapping[str, tuple[int, ...]], attrs: Mapping[str, Any]
+) -> dict[str, zarr.Array]:
+    group = zarr.create_group(path, zarr_format=3, attributes=dict(attrs))
+    arrays = {}
     inner = _inner_rows(block_size)
     for name, shape in shapes.items():
         chunks = (inner, *shape)
         if name == "theta":
             chunks = (inner, shape[0], 1)
         integer = name == "object_id"
-        group.create_array(
+        # Opened again, an array forgets this setting, so these very objects are written to.
+        arrays[name] = group.create_array(
             name,
             shape=(n, *shape),
             dtype="int64" if integer else "float32",
@@ -200,7 +203,7 @@ def _create_arrays(path: Path, n: int, block_size: int, shapes: Mapping[str, tup
                 typesize=8 if integer else 4, cname="zstd", clevel=5, shuffle="bitshuffle"
             ),
         )
-    return group
+    return arrays
 
 
 def write_block(
@@ -222,7 +225,7 @@ def write_block(
         space: the parameters, for rounding on their ranges (see `rounding.round_theta`).
 
     Returns:
-        the shards in a fixed order; an array of nothing but fill has none.
+        the shards in a fixed order, one per array.
 
     Raises:
         SchemaError: an array does not have the block's number of galaxies.
@@ -238,10 +241,10 @@ def write_block(
     root = scratch / store_key(block.partition)
     shutil.rmtree(root, ignore_errors=True)
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
-    group = _create_arrays(root, block.partition.n_galaxies, block_size, shapes)
+    stores = _create_arrays(root, block.partition.n_galaxies, block_size, shapes, {})
     shards = []
     for name, array in arrays.items():
-        group[name][block.start : block.stop] = array
+        stores[name][block.start : block.stop] = array
         zeros = "/".join(["0"] * (array.ndim - 1))
         file = root / name / "c" / str(block.index) / zeros if zeros else root / name / "c" / str(block.index)
         if not file.exists():  # Zarr writes no shard of nothing but fill, as when no galaxy had draws
@@ -313,7 +316,7 @@ def _read_array(group: zarr.Group, name: str, rows: slice, partition: Partition)
     return np.asarray(group["theta"][rows, :, params.index(parameter)])
 
 
-def stores(run_dir: str | Path) -> Iterator[Path]:
+def store_paths(run_dir: str | Path) -> Iterator[Path]:
     """Folders of the posterior stores of a run."""
     yield from sorted((Path(run_dir) / "posterior").glob("Norder=*/Dir=*/Npix=*.zarr"))
 
@@ -321,7 +324,7 @@ def stores(run_dir: str | Path) -> Iterator[Path]:
 def sizes(run_dir: str | Path) -> dict[str, float]:
     """Bytes on disk per stored galaxy, array by array, with `total`; empty where nothing is stored."""
     nbytes, rows = dict.fromkeys(_DIMENSIONS, 0.0), 0
-    for path in stores(run_dir):
+    for path in store_paths(run_dir):
         facts = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
         for name in _DIMENSIONS:
             nbytes[name] += sum(

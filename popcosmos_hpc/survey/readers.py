@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -34,6 +34,7 @@ class Chunk(NamedTuple):
     malformed: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class TableReader(Protocol):
     """How a file format is read."""
 
