@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from popcosmos_hpc.errors import Status
 from popcosmos_hpc.parameters import POP_COSMOS
@@ -124,3 +125,11 @@ def test_site_lists_every_page():
     listed = (ROOT / "mkdocs.yml").read_text()
     for page in ROOT.glob("docs/**/*.md"):
         assert page.relative_to(ROOT / "docs").as_posix() in listed
+
+
+def test_citation_file_is_whole():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert all({"type", "title", "authors"} <= set(reference) for reference in citation["references"])
+    urls = " ".join(str(reference.get("url")) for reference in citation["references"])
+    assert all(number in urls for number in ("2402.00935", "2406.19437", "2506.12122"))

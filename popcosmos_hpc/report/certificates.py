@@ -21,7 +21,7 @@ class _Check(NamedTuple):
 
 _CHECKS = (
     _Check("ess", "effective draws", 100.0, False, True),
-    _Check("rhat", "R-hat - 1", 0.05, True, True),
+    _Check("rhat", "R-hat - 1", 0.1, True, True),
     _Check("ppp", "posterior-predictive p", 0.001, False, False),
     _Check("pareto_k", "Pareto k", 0.7, True, False),
     _Check("acceptance", "acceptance", 0.1, False, False),
