@@ -78,7 +78,7 @@ def certify(
     ensembles,
     *,
     draws: int,
-    thresholds: tuple[float, float],
+    thresholds: tuple,
     **fields,
 ) -> Posterior:
     """Take the draws and put the certificate together.
