@@ -1,6 +1,7 @@
 """The command `popcosmos-hpc`: one verb per step. Verbs import what they need, so that help is instant."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def main(verbose: bool) -> None:
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("popcosmos_hpc").setLevel(logging.DEBUG if verbose else logging.INFO)
-    # Dask reports at ERROR what our own retries handle.
-    logging.getLogger("distributed").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+    # Dask reports as errors what our own retries handle; it reads this when it is imported.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning" if verbose else "critical")
 
 
 @main.command()
@@ -96,7 +97,8 @@ def ingest(
 ) -> None:
     r"""Read tables into a HATS catalog.
 
-    FITS, Parquet, CSV and HDF5 are read through a preset, which says what the columns mean. Rows that cannot be used are written to rejects, each with its reason; kept + rejected = in.
+    FITS, Parquet, CSV and HDF5 are read through a preset, which says what the columns mean. Rows that
+    cannot be used are written to rejects, each with its reason; kept + rejected = in.
 
     \b
       popcosmos-hpc ingest kids_*.fits --preset kids_mock --out catalog
@@ -192,7 +194,8 @@ def _status_text(run: Path) -> str:
 def status(run: Path) -> None:
     r"""Tell what is done, failed and left.
 
-    And how fast it goes, and when it should end.     It only reads, so it may be used at any time, from any machine that sees the run directory.
+    And how fast it goes, and when it should end. It only reads, so it may be used at any time, from any
+    machine that sees the run directory.
 
     \b
       popcosmos-hpc status run

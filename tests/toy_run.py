@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import toy
 import yaml
 
 from popcosmos_hpc.config import parse_config
 from popcosmos_hpc.model.bundle import save_bundle
 from popcosmos_hpc.partition import Block
 from popcosmos_hpc.survey.plan import Plan
+from tests import toy
 
 N_GALAXIES = 60
 NAN_GALAXY = 7  # row whose flux in one band is infinite

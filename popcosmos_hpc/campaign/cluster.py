@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from popcosmos_hpc.campaign.ledger import BlockRecord
 from popcosmos_hpc.campaign.task import run_block
@@ -39,21 +40,25 @@ class Stopped(BaseException):
     """The user asked to stop: like KeyboardInterrupt it passes handlers of ordinary errors."""
 
 
-class Executor(Protocol):
-    """Takes attempts and hands back outcomes, in any order."""
+class Executor(ABC):
+    """Takes attempts and hands back outcomes, in any order.
+
+    Attributes:
+        capacity: attempts in flight.
+    """
 
     capacity: int
 
+    @abstractmethod
     def submit(self, attempt: Attempt) -> None:
         """Start or queue an attempt."""
-        ...
 
+    @abstractmethod
     def collect(self, timeout: float) -> list[Outcome]:
         """Outcomes that have arrived, after waiting for at most `timeout` seconds for a first."""
-        ...
 
 
-class SerialExecutor:
+class SerialExecutor(Executor):
     """Runs blocks in this process: the specification of the others.
 
     Args:
@@ -94,7 +99,7 @@ class SerialExecutor:
             raise Stopped
 
 
-class DaskExecutor:
+class DaskExecutor(Executor):
     """Runs blocks on Dask workers, a sliding window of futures at a time.
 
     Args:

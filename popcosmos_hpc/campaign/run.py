@@ -203,7 +203,7 @@ class Campaign:
             self._set_aside.add(block.key)
             self._failed_now += 1
             log_event(self._run_dir, "block_set_aside", block=block.key, error=record.error)
-            logger.error("block %s set aside after %d attempts: %s", block.key, len(failures), record.error)
+            logger.error("block %s is set aside after %d failed attempts", block.key, len(failures))
             return
         pause = retry.pause_after(self._config.retry.backoff, failures)
         heapq.heappush(self._waiting, (time.monotonic() + pause, block.key, block))

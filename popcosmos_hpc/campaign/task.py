@@ -191,7 +191,8 @@ def _failed(
         error_class=classify(error),
         token=token or new_token(),
     )
-    logger.warning("block %s failed: %s", block.key, record.error, exc_info=error)
+    shown = error if logger.isEnabledFor(logging.DEBUG) else None
+    logger.warning("block %s, attempt %d: %s", block.key, attempt, record.error[:300], exc_info=shown)
     try:
         Ledger(run_dir).record_failure(block, record)
     except OSError as second:
