@@ -1,9 +1,9 @@
 """Tempered sequential Monte Carlo, started from a pool of prior draws.
 
 Independent ensembles are carried from a tempered prior to the posterior. At each inverse temperature
-particles move by differential evolution (ter Braak 2006) with random subsets of coordinates (Vrugt et
-al. 2009): half of an ensemble at a time, along differences of the other half, so every move leaves the
-tempered posterior invariant. All particles of all ensembles pass the emulator in one batch.
+particles move by differential evolution (ter Braak 2006): half of an ensemble at a time, along
+differences of the other half, so every move leaves the tempered posterior invariant. All particles of
+all ensembles pass the emulator in one batch.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -26,7 +26,6 @@ from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.photometry import Photometry
 
-_CROSSOVER = (1.0, 0.5, 0.25)  # share of coordinates that a proposal changes
 _LEAP = 0.1  # share of proposals with gamma = 1, which carry particles between modes
 _JITTER = 0.2
 _SCALE_RANGE = (0.1, 2.0)
@@ -198,7 +197,7 @@ class SMC(AbstractSampler):
             return swapped, jnp.mean(accept, axis=1)
 
         shape = (2 * self.n_moves, self.n_ensembles, half)
-        particles, accepted = jax.lax.scan(update, particles, draw_random(key, shape, state.u.shape[-1]))
+        particles, accepted = jax.lax.scan(update, particles, draw_random(key, shape))
         u, log_prior, log_likelihood = (
             jnp.moveaxis(x, 0, 1).reshape(self.n_ensembles, self.n_particles, *x.shape[3:]) for x in particles
         )
@@ -219,17 +218,15 @@ class MoveRandom(NamedTuple):
     pair: Any
     choice: Any
     threshold: Any
-    mask: Any
 
 
-def draw_random(key, shape: tuple[int, ...], n_parameters: int) -> MoveRandom:
+def draw_random(key, shape: tuple[int, ...]) -> MoveRandom:
     """All random numbers of a stage: few and narrow words, for they are slow to make on a CPU."""
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3)
     return MoveRandom(
         jax.random.bits(keys[0], (*shape, 2), jnp.uint16),
         jax.random.uniform(keys[1], (*shape, 2)),
         jax.random.uniform(keys[2], shape, minval=1e-30),
-        jax.random.bits(keys[3], (*shape, n_parameters), jnp.uint8),
     )
 
 
@@ -246,15 +243,7 @@ def differential_evolution(random: MoveRandom, active, other, scale):
     first = random.pair[..., 0].astype(jnp.int32) % half
     second = (first + 1 + random.pair[..., 1].astype(jnp.int32) % (half - 1)) % half
     pick = lambda index: jnp.take_along_axis(other, index[..., None], axis=1)  # noqa: E731
-    kind = random.choice[..., 0]
-    leap = kind < _LEAP
-    which = jnp.clip(
-        ((kind - _LEAP) / (1 - _LEAP) * len(_CROSSOVER)).astype(jnp.int32), 0, len(_CROSSOVER) - 1
-    )
-    share = jnp.where(leap, 1.0, jnp.asarray(_CROSSOVER)[which])
-    mask = random.mask.astype(jnp.float32) < jnp.broadcast_to(256.0 * share[..., None], random.mask.shape)
-    changed = jnp.maximum(jnp.sum(mask, axis=-1), 1)
-    gamma = jnp.broadcast_to(scale[:, None], kind.shape) * 2.38 / jnp.sqrt(2.0 * changed)
+    leap = random.choice[..., 0] < _LEAP
+    gamma = jnp.broadcast_to(scale[:, None], leap.shape) * (2.38 / (2.0 * active.shape[-1]) ** 0.5)
     gamma = jnp.where(leap, 1.0, gamma) * (1.0 + _JITTER * (random.choice[..., 1] - 0.5))
-    difference = pick(first) - pick(second)
-    return active + jnp.where(mask, jnp.broadcast_to(gamma[..., None], mask.shape) * difference, 0.0)
+    return active + gamma[..., None] * (pick(first) - pick(second))

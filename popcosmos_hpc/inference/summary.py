@@ -46,9 +46,9 @@ def summarise(model: GalaxyModel, posterior: Posterior) -> Summary:
     """
     theta = np.asarray(posterior.theta, np.float32)
     n_galaxies, n_draws, n_parameters = theta.shape
-    quantities = np.concatenate(
-        [theta, derive(model, theta.reshape(-1, n_parameters)).reshape(n_galaxies, n_draws, -1)], axis=-1
-    )
+    derived = derive(model, theta.reshape(-1, n_parameters))
+    derived = derived.reshape(n_galaxies, n_draws, len(model.emulator.derived_names))
+    quantities = np.concatenate([theta, derived], axis=-1)
     values = _quantiles(quantities, QUANTILES)
     if "redshift" in model.space.names:
         redshift = quantities[..., model.space.index("redshift")]

@@ -19,7 +19,7 @@ _SLOPES = (-0.28, -1.48)
 _CLAMP = 3.0  # the quadratics in redshift are fits to z < 3; beyond, they turn over and run away
 
 _DEGREE = 14
-_GRID = 601
+_GRID = 241
 _WIDE_OFFSET = 0.3
 _WIDE_FRACTION = 0.8
 
