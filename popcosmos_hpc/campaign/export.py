@@ -49,7 +49,8 @@ def export(
 ) -> ExportResult:
     """Write the summaries of a run, finished or not, as a HATS catalog.
 
-    An earlier export is replaced at the end. Partitions are those of the plan, one in memory at a time per worker.
+    An earlier export is replaced at the end. Partitions are those of the plan, one in memory at a time per
+    worker.
 
     Args:
         run_dir: the run.

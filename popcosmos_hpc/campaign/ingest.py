@@ -1,5 +1,6 @@
 """Tables of a survey to a HATS catalog of canonical photometry, through hats-import."""
 
+import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -15,7 +16,6 @@ from hats_import.catalog.arguments import ImportArguments
 from hats_import.pipeline import pipeline_with_client
 
 from popcosmos_hpc.errors import ConfigurationError, PopCosmosError, SchemaError
-from popcosmos_hpc.survey.canonical import DUPLICATED_ID
 from popcosmos_hpc.survey.preset import SurveyPreset, load_preset
 from popcosmos_hpc.survey.readers import file_format
 from popcosmos_hpc.survey.staging import (
@@ -92,9 +92,8 @@ def ingest(
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         with _client_or_local(client) as dask_client:
-            staged = _stage(sources, preset, scratch, dask_client, chunk_rows)
-            n_duplicated = drop_duplicates(staged)
-            n_in, n_kept = sum(s.n_in for s in staged), sum(s.n_kept for s in staged) - n_duplicated
+            staged = drop_duplicates(_stage(sources, preset, scratch, dask_client, chunk_rows))
+            n_in, n_kept = sum(s.n_in for s in staged), sum(s.n_kept for s in staged)
             n_rejected = write_rejects(staged, scratch / REJECTS)
             if n_in != n_kept + n_rejected:
                 raise PopCosmosError(f"{n_in} rows kept or refused", f"{n_kept} + {n_rejected}", str(out))
@@ -110,7 +109,7 @@ def ingest(
         catalog.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return _result(out, n_in, n_kept, n_rejected, n_duplicated, staged, preset)
+    return _result(out, n_in, n_kept, n_rejected, staged, preset)
 
 
 def input_files(inputs: str | Path | list[str | Path]) -> list[Path]:
@@ -150,13 +149,17 @@ def _client_or_local(client: Client | None) -> Iterator[Client]:
     if client is not None:
         yield client
         return
+    # Dask opens its status server even where the dashboard is off: let it be a free local port, not 8787.
+    local_port = "127.0.0.1:0"
     with (
         LocalCluster(
             n_workers=1,
             threads_per_worker=2,
             processes=False,
-            dashboard_address=None,
-            worker_dashboard_address=None,
+            dashboard_address=local_port,
+            worker_dashboard_address=local_port,
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as local,
     ):
@@ -182,7 +185,7 @@ def _refuse_empty(n_in: int, n_kept: int, staged: list[StagedFile], scratch: Pat
         raise SchemaError("a table with rows", "none", ", ".join(item.source for item in staged)[:200])
     rejects = out.with_name(f"{out.name}.{REJECTS}")
     (scratch / REJECTS).replace(rejects)
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in _reasons(staged, 0).items())
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in _reasons(staged).items())
     raise SchemaError(
         "at least one usable row",
         f"{n_in} refused ({reasons})",
@@ -238,12 +241,10 @@ def _run_import(arguments: ImportArguments, client: Client, max_rows: int, highe
         ) from error
 
 
-def _reasons(staged: list[StagedFile], n_duplicated: int) -> dict[str, int]:
+def _reasons(staged: list[StagedFile]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for item in staged:
         total.update(item.reasons)
-    if n_duplicated:
-        total[DUPLICATED_ID] += n_duplicated
     return dict(total)
 
 
@@ -252,7 +253,6 @@ def _result(
     n_in: int,
     n_kept: int,
     n_rejected: int,
-    n_duplicated: int,
     staged: list[StagedFile],
     preset: SurveyPreset,
 ) -> IngestResult:
@@ -269,5 +269,5 @@ def _result(
         name: dict(zip(kinds, counts, strict=True))
         for name, counts in zip(preset.band_names, totals, strict=True)
     }
-    reasons = _reasons(staged, n_duplicated)
+    reasons = _reasons(staged)
     return IngestResult(out, n_in, n_kept, n_rejected, reasons, bands, out / REJECTS)

@@ -42,14 +42,11 @@ class Canonical(NamedTuple):
         table: canonical rows, columns as `canonical_schema` says.
         row: int64 [kept row] index of each canonical row in the input chunk.
         rejects: refused rows, `REJECT_SCHEMA` (file is empty, row counts within the chunk).
-        bands: int64 [band, 4] numbers of kept rows that are missing, observed, limits, and observed with an
-            unusable flux or error.
     """
 
     table: pa.Table
     row: np.ndarray
     rejects: pa.Table
-    bands: np.ndarray
 
 
 def canonical_schema(preset: SurveyPreset) -> pa.Schema:
@@ -74,7 +71,7 @@ def canonicalise(preset: SurveyPreset, table: pa.Table) -> Canonical:
         table: at least the preset's columns; extra columns are ignored.
 
     Returns:
-        canonical rows, their positions, refused rows and counts per band.
+        canonical rows, their positions, and refused rows.
     """
     identifier, id_known = _identifier(preset, table)
     ra, dec = (numbers(table[name]) for name in (preset.ra, preset.dec))
@@ -89,20 +86,16 @@ def canonicalise(preset: SurveyPreset, table: pa.Table) -> Canonical:
         "dec": dec[keep],
     }
     kept = table.filter(pa.array(keep)) if not keep.all() else table
-    counts = []
     for band in preset.bands:
         flux, error, state = band_photometry(preset, band, kept)
         columns |= {f"flux_{band.name}": flux, f"flux_err_{band.name}": error, f"state_{band.name}": state}
-        counts.append(_count_states(flux, error, state))
     columns["redshift"], columns["redshift_err"] = _known_redshift(preset, kept)
     for item in preset.passthrough:
         columns[item.name] = _cast(kept[item.column], pa.type_for_alias(item.type))
     schema = canonical_schema(preset)
     arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     rejects = _rejects(table[preset.id.column], ra, dec, reasons, ~keep)
-    return Canonical(
-        pa.Table.from_arrays(arrays, schema=schema), np.flatnonzero(keep), rejects, np.array(counts)
-    )
+    return Canonical(pa.Table.from_arrays(arrays, schema=schema), np.flatnonzero(keep), rejects)
 
 
 def _wrap(ra: np.ndarray) -> np.ndarray:
@@ -189,10 +182,20 @@ def _is_code(values: np.ndarray, codes: tuple[float, ...]) -> np.ndarray:
     return np.logical_or.reduce(matches) if matches else np.zeros(len(values), bool)
 
 
-def _count_states(flux: np.ndarray, error: np.ndarray, state: np.ndarray) -> np.ndarray:
-    observed = state == BandState.OBSERVED
-    bad = observed & ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))
-    return np.array([*(np.sum(state == code) for code in BandState), bad.sum()])
+def count_states(table: pa.Table) -> np.ndarray:
+    """Canonical rows per band: missing, observed, limits, and observed with an unusable flux or error.
+
+    Returns:
+        int64 [band, 4].
+    """
+    counts = []
+    for name in table.column_names:
+        if name.startswith("state_"):
+            band = name.removeprefix("state_")
+            state, flux, error = (table[f"{k}_{band}"].to_numpy() for k in ("state", "flux", "flux_err"))
+            bad = (state == BandState.OBSERVED) & ~(np.isfinite(flux) & np.isfinite(error) & (error > 0))
+            counts.append([*(np.sum(state == code) for code in BandState), np.sum(bad)])
+    return np.array(counts)
 
 
 def _known_redshift(preset, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -247,8 +247,6 @@ def write_block(
         stores[name][block.start : block.stop] = array
         zeros = "/".join(["0"] * (array.ndim - 1))
         file = root / name / "c" / str(block.index) / zeros if zeros else root / name / "c" / str(block.index)
-        if not file.exists():  # Zarr writes no shard of nothing but fill, as when no galaxy had draws
-            continue
         sync(file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shards.append(ShardFile(str(file.relative_to(scratch)), digest, file.stat().st_size))

@@ -8,7 +8,7 @@ anything is split.
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from popcosmos_hpc.survey.canonical import (
     REJECT_SCHEMA,
     canonical_schema,
     canonicalise,
+    count_states,
 )
 from popcosmos_hpc.survey.files import replace_atomically
 from popcosmos_hpc.survey.preset import SurveyPreset
@@ -101,13 +102,12 @@ def stage_file(source: str, path: str, preset: SurveyPreset, chunk_rows: int) ->
             reasons.update(rejects["reason"].to_pylist())
             ids.append(outcome.table["object_id"].to_numpy())
             rows.append(outcome.row + n_in)
-            bands += outcome.bands
+            bands += count_states(outcome.table)
             n_in += chunk.table.num_rows + len(chunk.malformed)
     object_id = np.concatenate(ids)
     np.save(staged.beside(".ids.npy"), object_id)
     np.save(staged.beside(".rows.npy"), np.concatenate(rows))
-    counts = tuple((int(m), int(o), int(lim), int(bad)) for m, o, lim, bad in bands)
-    return StagedFile(source, path, n_in, len(object_id), dict(reasons), counts)
+    return StagedFile(source, path, n_in, len(object_id), dict(reasons), tuple(_counts(bands)))
 
 
 def _placed(rejects: pa.Table, source: str, first_row: int) -> pa.Table:
@@ -129,15 +129,15 @@ def _malformed(chunk: Chunk, source: str) -> pa.Table:
     return pa.table(columns, schema=REJECT_SCHEMA)
 
 
-def drop_duplicates(staged: list[StagedFile]) -> int:
-    """Mark every appearance of an id but the first, over all files in order; returns how many.
+def drop_duplicates(staged: list[StagedFile]) -> list[StagedFile]:
+    """Refuse every appearance of an id but the first, over all files in order; returns the files' new counts.
 
-    The positions are written beside each staged file, where `StagedReader` and `write_rejects` find them. Ids
-    are compared in buckets, so that memory stays bounded whatever the survey.
+    The positions are written beside each staged file, where `StagedReader` and `write_rejects` find them.
+    Ids are compared in buckets, so that memory stays bounded whatever the survey.
     """
     total = sum(item.n_kept for item in staged)
     buckets = total // _BUCKET_ROWS + 1
-    dropped: list[list[np.ndarray]] = [[] for _ in staged]
+    dropped: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in staged]
     for bucket in range(buckets):
         parts = []
         for number, item in enumerate(staged):
@@ -149,9 +149,31 @@ def drop_duplicates(staged: list[StagedFile]) -> int:
         again = order[1:][object_id[order][1:] == object_id[order][:-1]]
         for index in np.unique(number[again]):
             dropped[index].append(position[again[number[again] == index]])
-    for item, pieces in zip(staged, dropped, strict=True):
-        np.save(item.beside(".dropped.npy"), np.sort(np.concatenate([np.empty(0, np.int64), *pieces])))
-    return sum(len(piece) for pieces in dropped for piece in pieces)
+    return [_without(item, np.sort(np.concatenate(p))) for item, p in zip(staged, dropped, strict=True)]
+
+
+def _without(item: StagedFile, dropped: np.ndarray) -> StagedFile:
+    np.save(item.beside(".dropped.npy"), dropped)
+    if not len(dropped):
+        return item
+    rows = _dropped_rows(item)
+    bands = tuple(_counts(np.array(item.bands) - count_states(rows)))
+    reasons = item.reasons | {DUPLICATED_ID: len(dropped)}
+    return replace(item, n_kept=item.n_kept - len(dropped), reasons=reasons, bands=bands)
+
+
+def _counts(bands: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    return ((missing, observed, limit, unusable) for missing, observed, limit, unusable in bands.tolist())
+
+
+def _dropped_rows(item: StagedFile) -> pa.Table:
+    dropped, start, found = np.load(item.beside(".dropped.npy")), 0, []
+    with pq.ParquetFile(item.path) as file:
+        for batch in file.iter_batches():
+            inside = dropped[(dropped >= start) & (dropped < start + batch.num_rows)]
+            found.append(batch.take(pa.array(inside - start)))
+            start += batch.num_rows
+        return pa.Table.from_batches(found, schema=file.schema_arrow)
 
 
 class StagedReader(InputReader):
@@ -193,7 +215,7 @@ def _duplicates(item: StagedFile) -> pa.Table:
     dropped = np.load(item.beside(".dropped.npy"))
     if not len(dropped):
         return REJECT_SCHEMA.empty_table()
-    rows = pq.read_table(item.path, columns=["object_id", "ra", "dec"]).take(pa.array(dropped))
+    rows = _dropped_rows(item)
     columns = {
         "file": pa.array([Path(item.source).name] * len(dropped)),
         "row": pa.array(np.load(item.beside(".rows.npy"))[dropped]),
