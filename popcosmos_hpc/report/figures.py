@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,7 +20,7 @@ INK, BLUE, ORANGE, GREEN, GREY = "#1b1f24", "#2a6f97", "#c8553d", "#4f8a6d", "#8
 DENSITY_MAP = "cividis"
 _SCALE = 1.2  # inches; sets the size of letters against that of the page
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,

@@ -31,13 +31,33 @@ _BY_SAMPLER = {
         "Phan, Pradhan and Jankowiak 2019, NumPyro (arXiv:1912.11554)",
     ),
 }
+_BY_EMULATOR = {"speculator": ("Alsing et al. 2020, SPECULATOR (arXiv:1911.11778)",)}
+_BY_BACKEND = {
+    "bagpipes": (
+        "Bruzual and Charlot 2003, stellar populations, 2016 version (arXiv:astro-ph/0309134)",
+        "Carnall et al. 2018, BAGPIPES, whose grids were used (arXiv:1712.04452)",
+        "Ferland et al. 2017, Cloudy (arXiv:1705.10877)",
+        "Draine and Li 2007, dust emission (arXiv:astro-ph/0608003)",
+        "Nenkova et al. 2008, torus emission (arXiv:0806.0512)",
+        "Madau 1995, intergalactic absorption (doi:10.1086/175332)",
+    ),
+    "fsps": (
+        "Conroy, Gunn and White 2009, FSPS (arXiv:0809.4261)",
+        "Byler et al. 2017, nebular emission (arXiv:1611.08305)",
+        "Madau 1995, intergalactic absorption (doi:10.1086/175332)",
+    ),
+}
 _BY_PRIOR = {"analytic": ("Leja et al. 2020, the mass function of the prior (arXiv:1910.04168)",)}
 
 
 def provenance_section(run: RunData) -> Section:
     """Fingerprint, weights, versions, configuration, citations."""
     blocks = (
-        Table(("fingerprint", ""), _fingerprint(run), "A resumed run must find all of this unchanged."),
+        Table(
+            ("fingerprint", ""),
+            _fingerprint(run),
+            "A resumed run must find this unchanged, and the settings below.",
+        ),
         *_bundle(run),
         Table(
             ("package", "version"),
@@ -58,16 +78,24 @@ def citations(run: RunData) -> list[str]:
     prior = run.config.get("model", {}).get("prior", "")
     lines = [*_ALWAYS, *_BY_PRIOR.get(prior, ()), *_BY_SAMPLER.get(sampler, ())]
     manifest = _manifest(run)
-    named = manifest.get("citations") or manifest.get("provenance", {}).get("citations") or []
-    return lines + [str(line) for line in named if str(line) not in lines]
+    backend = manifest.get("recipe", {}).get("synthesis", {}).get("backend", "")
+    lines += _BY_EMULATOR.get(manifest.get("emulator", ""), ())
+    lines += _BY_BACKEND.get(backend, ())
+    return lines + [str(line) for line in manifest.get("citations", ()) if str(line) not in lines]
 
 
 def _fingerprint(run: RunData) -> tuple[tuple[str, str], ...]:
     rows = []
     for name, value in sorted(run.fingerprint.items()):
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        rows.append((name, text if len(text) <= 200 else f"{text[:200]} ..."))
+        if name.startswith("config."):  # shown below as a whole
+            continue
+        rows.append((name, _text(value)))
     return tuple(rows)
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _manifest(run: RunData) -> dict:
@@ -86,8 +114,8 @@ def _bundle(run: RunData) -> tuple[Table, ...]:
         for name in ("name", "emulator", "redshift_range", "weights_sha256", "created", "description")
         if name in manifest
     ]
-    provenance = manifest.get("provenance", {})
-    rows += [(name, str(value)) for name, value in provenance.items() if isinstance(value, str | int | float)]
+    for name in ("synthesis", "software", "filters"):
+        rows += [(f"{name}: {key}", _text(value)) for key, value in manifest.get(name, {}).items()]
     return (Table(("model bundle", ""), tuple(rows)),) if rows else ()
 
 

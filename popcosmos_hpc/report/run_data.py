@@ -18,7 +18,7 @@ from popcosmos_hpc.partition import Block
 from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.survey.photometry_store import open_photometry, passthrough_names, read_columns
 from popcosmos_hpc.survey.plan import Plan
-from popcosmos_hpc.survey.posterior_store import CERTIFICATE, open_partition
+from popcosmos_hpc.survey.posterior_store import CERTIFICATE, open_partition, read_posterior
 
 _MAX_GALAXIES = 200_000  # beyond, blocks are thinned evenly: no figure shows more
 _PUBLISHED_MASS = "mass_published"  # linear, Msun; good where its flag, if there is one, is 1
@@ -143,7 +143,7 @@ def read_run_data(run_dir: Path, truth: Path | None = None, max_galaxies: int = 
         )
     arrays = _read_posteriors(run_dir, blocks)
     photometry, extra, bands = _read_photometry(run_dir, blocks)
-    attributes = dict(open_partition(run_dir, blocks[0].partition).attrs)
+    attributes: dict[str, Any] = dict(open_partition(run_dir, blocks[0].partition).attrs)
     names = tuple(attributes["quantity"])
     return RunData(
         run_dir=run_dir,
@@ -177,14 +177,15 @@ def _read_posteriors(run_dir: Path, blocks: list[Block]) -> dict[str, np.ndarray
     names = ("summary", "redshift_quantiles", "certificate")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for block in blocks:
-        group = open_partition(run_dir, block.partition)
+        found = read_posterior(run_dir, block.partition, names, block.start, block.stop)
         for name in names:
-            parts[name].append(np.asarray(group[name][block.start : block.stop]))
+            parts[name].append(found[name])
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _read_photometry(run_dir: Path, blocks: list[Block]) -> tuple[dict, dict, tuple[str, ...]]:
-    bands = tuple(open_photometry(run_dir, blocks[0].partition).attrs["bands"])
+    attributes: dict[str, Any] = dict(open_photometry(run_dir, blocks[0].partition).attrs)
+    bands = tuple(attributes["bands"])
     extra_names = passthrough_names(run_dir, blocks[0].partition)
     names = ("object_id", "flux", "flux_err", "state")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *extra_names)}

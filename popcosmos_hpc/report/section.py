@@ -96,7 +96,7 @@ def number(value: float, digits: int = 3) -> str:
         return f"{int(value):,}"
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:,.{digits}g}"
 
 
 def percent(part: float | np.integer, whole: float) -> str:

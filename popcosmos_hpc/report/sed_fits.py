@@ -126,7 +126,7 @@ def _spectrum(
     axes.vlines(x, low2, high2, color=BLUE, linewidth=4, alpha=0.25)
     axes.vlines(x, low, high, color=BLUE, linewidth=4, alpha=0.6)
     order = np.argsort(x)
-    axes.plot(x[order], middle[order], color=BLUE, linewidth=0.6, alpha=0.7)
+    axes.plot(x[order], np.where(middle > 0, middle, np.nan)[order], color=BLUE, linewidth=0.6, alpha=0.7)
     seen = (state == BandState.OBSERVED) & (flux > 0)
     axes.errorbar(
         x[seen],
@@ -201,7 +201,7 @@ def _residuals(run: RunData, model: GalaxyModel, bands: list[int]) -> Table:
         np.asarray(part, float) for part in _moments(model, jnp.asarray(theta, jnp.float32))
     )
     flux, error, state = (
-        run.photometry[name][np.ix_(sample, bands)].astype(float) for name in ("flux", "flux_err", "state")
+        run.photometry[name][sample][:, bands].astype(float) for name in ("flux", "flux_err", "state")
     )
     rows = []
     for index, band in enumerate(model.bands):
