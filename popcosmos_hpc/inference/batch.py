@@ -204,8 +204,9 @@ def _over_slots(function, *slots):
     return jax.vmap(function)(*slots)
 
 
+@eqx.filter_jit
 def _blank_state(sampler, model, shared, batch, keys):
-    """Zeros of the shape of a batch of states."""
+    """Zeros of the shape of a batch of states; compiled, so that shapes are found once per process."""
     one = jax.tree.map(lambda x: x[0], (keys, batch))
     shapes = eqx.filter_eval_shape(lambda key, photometry: sampler.init(key, photometry, model, shared), *one)
     return jax.tree.map(lambda x: jnp.zeros((keys.shape[0], *x.shape), x.dtype), shapes)
