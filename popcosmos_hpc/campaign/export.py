@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from popcosmos_hpc.errors import LedgerError
 from popcosmos_hpc.partition import Partition
 from popcosmos_hpc.survey.files import replace_atomically
 from popcosmos_hpc.survey.plan import HEALPIX_ORDER, Plan
+from popcosmos_hpc.survey.posterior_store import open_partition
 from popcosmos_hpc.survey.products import summary_table
 
 _MOST_PARTITIONS_IN_METADATA = 50_000
@@ -64,37 +66,38 @@ def export(
     out = Path(out_dir).absolute() if out_dir is not None else run / "catalog"
     plan = Plan.read(run / "plan.parquet")
     done = set(Ledger(run).done(plan.blocks()))
-    chosen = [p for p in plan.partitions if any(block.key in done for block in p.blocks(plan.block_size))]
-    if not chosen:
+    started = [block.partition for block in plan.blocks() if block.key in done]
+    if not started:
         raise LedgerError("a committed block", "none", str(run), "Run `popcosmos-hpc fit` first.")
+    facts = dict(open_partition(run, started[0]).attrs)
     scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
     scratch.mkdir(parents=True)
     try:
-        jobs = [(run, scratch, p, plan.block_size, _committed(p, plan.block_size, done)) for p in chosen]
+        jobs = [(run, scratch, p, _fitted(p, plan.block_size, done), facts) for p in plan.partitions]
         if client is None:
             counts = [export_partition(*job) for job in jobs]
         else:
             counts = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
         n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
-        _write_metadata(run, scratch, chosen, n_galaxies, n_fitted)
+        _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted)
         _swap(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return ExportResult(out, n_galaxies, n_fitted)
 
 
-def _committed(partition: Partition, block_size: int, done: set[str]) -> tuple[int, ...]:
-    return tuple(block.index for block in partition.blocks(block_size) if block.key in done)
+def _fitted(partition: Partition, block_size: int, done: set[str]) -> np.ndarray:
+    fitted = np.zeros(partition.n_galaxies, bool)
+    for block in partition.blocks(block_size):
+        fitted[block.start : block.stop] = block.key in done
+    return fitted
 
 
 def export_partition(
-    run_dir: Path, catalog: Path, partition: Partition, block_size: int, committed: tuple[int, ...]
+    run_dir: Path, catalog: Path, partition: Partition, fitted: np.ndarray, facts: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Write one partition's Parquet file; returns its rows and how many of them are fitted."""
-    fitted = np.zeros(partition.n_galaxies, bool)
-    for index in committed:
-        fitted[index * block_size : (index + 1) * block_size] = True
-    table = summary_table(run_dir, partition, fitted)
+    table = summary_table(run_dir, partition, fitted, facts)
     pixel = HealpixPixel(partition.order, partition.pixel)
     path = Path(str(paths.pixel_catalog_file(catalog, pixel)))
     order = [(SPATIAL_INDEX_COLUMN, "ascending"), ("object_id", "ascending")]
@@ -109,7 +112,7 @@ def export_partition(
 
 
 def _write_metadata(
-    run: Path, catalog: Path, partitions: list[Partition], n_galaxies: int, n_fitted: int
+    run: Path, catalog: Path, partitions: Sequence[Partition], n_galaxies: int, n_fitted: int
 ) -> None:
     pixels = [HealpixPixel(p.order, p.pixel) for p in partitions]
     info = PartitionInfo.from_healpix(pixels)

@@ -124,6 +124,7 @@ def create_partition_store(
         "param": list(param_names),
         "quantity": list(summary_names),
         "certificate": list(CERTIFICATE),
+        "redshift_levels": redshift_levels,
         **dict(attrs or {}),
     }
     if not (path / "zarr.json").is_file():
