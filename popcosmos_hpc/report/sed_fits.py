@@ -145,7 +145,11 @@ def _spectrum(
         axes.set_xticks(x, model.bands, rotation=60 if len(bands) > 8 else 0, fontsize=7)
     else:
         axes.set_xlabel("wavelength (micron)")
-        ticks = [tick for tick in (0.2, 0.3, 0.5, 1, 2, 4, 8) if x.min() * 0.85 < tick < x.max() * 1.2]
+        ticks = [
+            tick
+            for tick in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5, 8)
+            if x.min() * 0.85 < tick < x.max() * 1.2
+        ]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     status = Status(int(run.certificate["status"][example.row]))

@@ -1,5 +1,6 @@
 """A run directory made without a sampler: exact posteriors of the toy world, and masses to go with them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from popcosmos_hpc.errors import Status
 from popcosmos_hpc.inference.summary import QUANTILES, REDSHIFT_QUANTILES
 from popcosmos_hpc.model.bundle import load_bundle
 from popcosmos_hpc.partition import Partition
+from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.survey.photometry_store import write_partition
 from popcosmos_hpc.survey.plan import Plan
 from popcosmos_hpc.survey.posterior_store import (
@@ -33,7 +35,7 @@ def write_run(
     masses: bool = True,
 ) -> Path:
     """Write a run of the toy world; with `finished` False, its last block failed and is missing."""
-    bundle = load_bundle(toy.write_toy_bundle(folder / "bundle"))
+    bundle = load_bundle(_with_filters(toy.write_toy_bundle(folder / "bundle")))
     run = folder / "run"
     run.mkdir(parents=True)
     likelihood = {"family": "gaussian", "error_floor": 0.0}
@@ -64,6 +66,15 @@ def write_run(
     return run
 
 
+def _with_filters(bundle: Path) -> Path:
+    """Give the toy bands wavelengths, as bundles of real bands have them."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    waves = (3600.0, 4800.0, 6200.0, 7500.0, 8900.0, 9700.0)
+    manifest["filters"] = {band: {"pivot": wave} for band, wave in zip(toy.BANDS, waves, strict=True)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
 def _write_partition(run: Path, partition: Partition, names: tuple[str, ...], seed: int, truth: bool) -> None:
     theta, photometry = toy.toy_photometry(partition.n_galaxies, seed, missing=0.1)
     n = partition.n_galaxies
@@ -73,6 +84,7 @@ def _write_partition(run: Path, partition: Partition, names: tuple[str, ...], se
         "_healpix_29": (np.int64(partition.pixel) << 52) + np.arange(n),
         "redshift": np.full(n, np.nan, np.float32), "redshift_err": np.full(n, np.nan, np.float32),
     }  # fmt: skip
+    photometry.state[:, 5] = np.where(np.arange(n) % 4 == 1, BandState.LIMIT, photometry.state[:, 5])
     for index, band in enumerate(toy.BANDS):
         columns[f"flux_{band}"] = photometry.flux[:, index]
         columns[f"flux_err_{band}"] = photometry.flux_err[:, index]
