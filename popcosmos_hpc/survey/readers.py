@@ -7,6 +7,7 @@ row is passed on, for the preset to refuse.
 
 import csv
 import gzip
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 
 from popcosmos_hpc.errors import SchemaError
 
@@ -58,7 +60,10 @@ class TableReader(Protocol):
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
-        yield
+        with warnings.catch_warnings():
+            # What astropy warns of (truncation, undefined logicals) is refused or made null here.
+            warnings.simplefilter("ignore", AstropyUserWarning)
+            yield
     except (OSError, EOFError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         # A disk's fault (`errno` set) is no fault of the table: it stays what it is.
         if isinstance(error, OSError) and error.errno is not None:

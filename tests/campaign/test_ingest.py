@@ -15,7 +15,7 @@ from popcosmos_hpc.errors import ConfigurationError, SchemaError
 from popcosmos_hpc.survey.canonical import BAD_COORDINATE, DUPLICATED_ID, NOT_SELECTED
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
 from popcosmos_hpc.survey.photometry_store import read_block, read_columns, write_photometry
-from popcosmos_hpc.survey.preset import load_preset
+from popcosmos_hpc.survey.preset import load_preset, preset_from_dict
 from popcosmos_hpc.survey.staging import MALFORMED
 from tests import survey_tables
 
@@ -224,10 +224,18 @@ def published_catalog(folder: Path, client, data: dict) -> Path:
 
     survey_tables.write(folder / "raw.parquet", data)
     arguments = ImportArguments(
-        output_path=folder, output_artifact_name="published", input_file_list=[folder / "raw.parquet"],
-        file_reader="parquet", ra_column="RA", dec_column="DEC", sort_columns="ID", pixel_threshold=60,
-        highest_healpix_order=5, progress_bar=False, tmp_dir=folder / "tmp",
-    )  # fmt: skip
+        output_path=folder,
+        output_artifact_name="published",
+        input_file_list=[folder / "raw.parquet"],
+        file_reader="parquet",
+        ra_column="RA",
+        dec_column="DEC",
+        sort_columns="ID",
+        pixel_threshold=60,
+        highest_healpix_order=5,
+        progress_bar=False,
+        tmp_dir=folder / "tmp",
+    )
     pipeline_with_client(arguments, client)
     return folder / "published"
 
@@ -265,6 +273,30 @@ def test_repeated_ids_of_a_published_catalog_are_refused(tmp_path, client):
         plan_catalog(
             SourceCatalog(path, survey_tables.two_bands()), max_rows=99, highest_order=5, block_size=8
         )
+
+
+def test_des_magnitudes_with_both_codes_from_hdf5_and_parquet(tmp_path, client, shared):
+    folder = shared / "data" / "ingest_formats" / "des_dr2_tiny"
+    bands = [{"name": b, "mag": f"mag_{b}", "err": f"magerr_{b}"} for b in "ugrizy"]
+    preset = preset_from_dict(
+        {
+            "name": "des",
+            "id": "coadd_object_id",
+            "ra": "ra",
+            "dec": "dec",
+            "bands": bands,
+            "missing_values": [-99],
+            "nondetection_values": [99],
+        }
+    )
+    catalogs = []
+    for suffix in ("hdf5", "pq"):
+        source = folder / f"tiny_object_catalog_for_tests_des_dr2.{suffix}"
+        result = ingest(source, preset, tmp_path / suffix, client, highest_order=4)
+        assert (result.n_in, result.n_kept) == (2956, 2956)
+        assert result.bands["u"] == {"missing": 2956, "observed": 0, "limit": 0, "unusable": 0}
+        catalogs.append(rows_of(result.catalog).to_pandas())
+    assert catalogs[0].equals(catalogs[1])
 
 
 def test_zcosmos(tmp_path, client, shared):

@@ -13,7 +13,7 @@ from popcosmos_hpc.survey.canonical import (
     canonicalise,
     count_states,
 )
-from popcosmos_hpc.survey.preset import preset_from_dict
+from popcosmos_hpc.survey.preset import load_preset, preset_from_dict
 from tests import survey_tables
 
 UJY = 1 / 3.631
@@ -196,6 +196,25 @@ def test_known_redshift_with_quality_and_error_column():
     out = run(changes, redshift=redshift)
     assert out.table["redshift"].to_numpy() == pytest.approx([0.5, np.nan, np.nan, 0.5], nan_ok=True)
     assert out.table["redshift_err"].to_numpy() == pytest.approx([0.01, np.nan, np.nan, 0.0], nan_ok=True)
+
+
+def test_kids_codes_flags_limits_and_text_ids():
+    preset = load_preset("kids_dr4")
+    table = {name: [1.0] * 4 for name in preset.required_columns()}
+    table |= {
+        "ID": [f"KiDSDR4 J0000{k}" for k in range(4)],
+        "SG2DPHOT": [0, 0, 0, 1],
+        "KIDS_TILE": ["K_1"] * 4,
+    }
+    for band in preset.bands:
+        table |= {band.mag: [22.5, 99.0, -99.0, 22.5], band.err: [0.1, 99.0, -99.0, 0.1]}
+        table |= {band.flag: [0, 0, 0, 0], band.limit: [25.0] * 4}
+    table["FLAG_GAAP_Ks"] = [1, 1, 1, 1]
+    out = canonicalise(preset, pa.table(table))
+    assert out.table["state_u"].to_pylist() == [OBSERVED, LIMIT, MISSING]
+    assert out.table["flux_u"].to_pylist()[:2] == pytest.approx([1.0, 0.1])
+    assert out.table["state_Ks"].to_pylist() == [MISSING] * 3
+    assert out.table["kids_id"].to_pylist()[1] == "KiDSDR4 J00001" and out.rejects.num_rows == 1
 
 
 def test_no_rows():
