@@ -116,7 +116,9 @@ class StretchEnsemble(AbstractSampler):
         self, state: EnsembleState, photometry: Photometry, model: GalaxyModel, draws: int
     ) -> Posterior:
         """Draws and certificate."""
-        ensembles = jnp.moveaxis(state.kept, 0, 1).reshape(self.n_ensembles, -1, state.walkers.shape[-1])
+        # Walker by walker: evenly spaced draws then come from many walkers, which are less alike than
+        # successive snapshots of one.
+        ensembles = jnp.moveaxis(state.kept, 0, 2).reshape(self.n_ensembles, -1, state.walkers.shape[-1])
         return certify(
             state.key,
             model,

@@ -81,11 +81,10 @@ def test_bytes_do_not_depend_on_company(sampler, build):
 def test_streams_depend_on_seed_and_identifier(sampler):
     model = toy.toy_model()
     _, photometry = toy.toy_photometry(1, seed=1)
-    one = lambda identifier, seed: (
-        fit_galaxies(  # noqa: E731
-            sampler, model, photometry, np.array([identifier]), seed, 5, draws=20
-        ).theta
-    )
+
+    def one(identifier, seed):
+        return fit_galaxies(sampler, model, photometry, np.array([identifier]), seed, 5, draws=20).theta
+
     assert not np.array_equal(one(7, 3), one(8, 3))
     assert not np.array_equal(one(7, 3), one(7, 4))
 
