@@ -92,7 +92,7 @@ def tiles(run: RunData) -> tuple[Tile, ...]:
     flagged = ", ".join(
         f"{count:,} {in_words(status)}" for status, count in counts.items() if status is not Status.OK
     )
-    quality = () if found is None else _quality_tiles(found)
+    quality = () if found is None else _quality_tiles(*found)
     return (
         Tile(f"{run.status.galaxies_done:,}", "galaxies fitted", f"of {run.plan.n_galaxies:,} planned"),
         Tile(percent(passed, run.n_galaxies), "passed all checks", flagged or "none flagged"),
@@ -105,10 +105,10 @@ def _time(run: RunData) -> str:
     return f"{duration(run.status.seconds_worked)} of wall time"
 
 
-def _quality_tiles(found: PointMetrics) -> tuple[Tile, ...]:
+def _quality_tiles(sample: str, found: PointMetrics) -> tuple[Tile, ...]:
     bias, width, outliers = found.bias, found.sigma_mad, found.outliers
     return (
-        Tile(f"{bias.value:+.4f}", "bias of Δz", f"± {bias.error:.4f}, {found.n:,} known redshifts"),
+        Tile(f"{bias.value:+.4f}", "bias of Δz", f"± {bias.error:.4f}, {found.n:,} {sample}"),
         Tile(f"{width.value:.4f}", f"{SIGMA}_MAD", f"± {width.error:.4f}"),
         Tile(f"{100 * outliers.value:.2f} %", "outliers, |Δz| > 0.15", f"± {100 * outliers.error:.2f} %"),
     )

@@ -44,13 +44,14 @@ def photo_z_section(run: RunData) -> Section:
     return Section("photo-z", "Photometric redshifts", blocks)
 
 
-def headline(run: RunData) -> metrics.PointMetrics | None:
-    """Point metrics of all galaxies with a known redshift, or None where there are none."""
+def headline(run: RunData) -> tuple[str, metrics.PointMetrics] | None:
+    """Name and point metrics of the galaxies with the best known redshifts, or None where there are none."""
     truth = run.truth.get("redshift")
     if truth is None:
         return None
-    found = metrics.point_metrics(run.median("redshift"), truth)
-    return found if found.n else None
+    name, chosen = run.secure()
+    found = metrics.point_metrics(run.median("redshift")[chosen], truth[chosen])
+    return (name, found) if found.n else None
 
 
 def _warn_if_used(run: RunData) -> tuple[Text, ...]:

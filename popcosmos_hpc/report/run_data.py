@@ -23,7 +23,8 @@ from popcosmos_hpc.survey.posterior_store import CERTIFICATE, open_partition, re
 _MAX_GALAXIES = 200_000  # beyond, blocks are thinned evenly: no figure shows more
 _PUBLISHED_MASS = "mass_published"  # linear, Msun; good where its flag, if there is one, is 1
 _REFERENCE_BANDS = ("i", "i1", "ic", "HSC_i", "i2", "r")
-_MAX_CLASSES = 12
+_MAX_CLASSES = 8
+_SECURE_CLASSES = (3.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,35 @@ class RunData:
         good = (self.photometry["state"][:, index] == BandState.OBSERVED) & (flux > 0)
         return np.where(good, 22.5 - 2.5 * np.log10(np.where(good, flux, 1.0)), np.nan)
 
-    def truth_classes(self) -> dict[str, np.ndarray]:
-        """Subsamples by quality of the known redshift: columns redshift_secure and redshift_class."""
-        found = {}
+    def secure(self) -> tuple[str, np.ndarray]:
+        """Name and mask (galaxy,) of the galaxies whose known redshift is the most trustworthy.
+
+        Those of `redshift_secure`; else of `redshift_class` 3 and 4, the secure classes of VIMOS surveys; else
+        all.
+        """
         if "redshift_secure" in self.extra:
-            found["secure redshift"] = self.extra["redshift_secure"].astype(bool)
-        classes = self.extra.get("redshift_class")
-        if classes is not None and np.issubdtype(classes.dtype, np.number):
-            whole = np.floor(classes.astype(float))
-            values = np.unique(whole[np.isfinite(whole)])
-            if len(values) <= _MAX_CLASSES:
-                found.update({f"redshift class {value:g}": whole == value for value in values})
+            return "secure redshifts", self.extra["redshift_secure"].astype(bool)
+        whole = self._whole_classes()
+        if whole is not None and np.isin(_SECURE_CLASSES, whole).all():
+            return "redshift classes 3 and 4", np.isin(whole, _SECURE_CLASSES)
+        return "known redshifts", np.ones(self.n_galaxies, bool)
+
+    def truth_classes(self) -> dict[str, np.ndarray]:
+        """Subsamples by quality of the known redshift, the largest classes first."""
+        name, chosen = self.secure()
+        found = {} if chosen.all() else {name: chosen}
+        whole = self._whole_classes()
+        if whole is not None:
+            values, counts = np.unique(whole[np.isfinite(whole)], return_counts=True)
+            largest = values[np.argsort(-counts, kind="stable")][:_MAX_CLASSES]
+            found.update({f"redshift class {value:g}": whole == value for value in sorted(largest)})
         return found
+
+    def _whole_classes(self) -> np.ndarray | None:
+        classes = self.extra.get("redshift_class")
+        if classes is None or not np.issubdtype(classes.dtype, np.number):
+            return None
+        return np.floor(classes.astype(float))
 
 
 def read_run_data(run_dir: Path, truth: Path | None = None, max_galaxies: int = _MAX_GALAXIES) -> RunData:
