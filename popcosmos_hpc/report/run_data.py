@@ -112,8 +112,7 @@ class RunData:
     def secure(self) -> tuple[str, np.ndarray]:
         """Name and mask (galaxy,) of the galaxies whose known redshift is the most trustworthy.
 
-        Those of `redshift_secure`; else of `redshift_class` 3 and 4, the secure classes of VIMOS surveys; else
-        all.
+        Those of `redshift_secure`; else of `redshift_class` 3 and 4, secure in VIMOS surveys; else all.
         """
         if "redshift_secure" in self.extra:
             return "secure redshifts", self.extra["redshift_secure"].astype(bool)
