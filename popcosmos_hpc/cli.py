@@ -1,3 +1,4 @@
+# ruff: noqa: D301  (click reads the character \b before examples, so docstrings cannot be raw)
 """The command `popcosmos-hpc`: one verb per step. Verbs import what they need, so that help is instant."""
 
 import logging
@@ -38,7 +39,7 @@ class Commands(click.Group):
 @click.version_option(package_name="popcosmos-hpc")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks of failed attempts.")
 def main(verbose: bool) -> None:
-    r"""Stellar-population posteriors of a galaxy survey, on a laptop or a cluster.
+    """Stellar-population posteriors of a galaxy survey, on a laptop or a cluster.
 
     \b
     A whole run:
@@ -66,7 +67,7 @@ def main(verbose: bool) -> None:
 @click.option("--galaxies", type=click.IntRange(min=1), help="Galaxies of the mock survey.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.")
 def demo(out: Path, config: str, galaxies: int | None, workers: int | None) -> None:
-    r"""Run every step on a mock survey.
+    """Run every step on a mock survey.
 
     Mock survey -> catalog -> plan -> fit -> export -> report, in one run directory.
 
@@ -95,7 +96,7 @@ def demo(out: Path, config: str, galaxies: int | None, workers: int | None) -> N
 def ingest(
     tables: tuple[Path, ...], preset: str, out: Path, workers: int, max_rows: int, highest_order: int
 ) -> None:
-    r"""Read tables into a HATS catalog.
+    """Read tables into a HATS catalog.
 
     FITS, Parquet, CSV and HDF5 are read through a preset, which says what the columns mean. Rows that
     cannot be used are written to rejects, each with its reason; kept + rejected = in.
@@ -120,7 +121,7 @@ def ingest(
 @click.option("--run", "run_dir", required=True, type=_PATH, help="Run directory to make.")
 @click.option("--input", "catalog", type=_PATH, help="Catalog to fit, instead of the one in CONFIG.")
 def plan(config: str, run_dir: Path, catalog: Path | None) -> None:
-    r"""Make a run directory from a catalog.
+    """Make a run directory from a catalog.
 
     The catalog is divided into partitions on the sky and blocks of work.
 
@@ -156,7 +157,7 @@ def plan(config: str, run_dir: Path, catalog: Path | None) -> None:
 def fit(
     run: Path, executor: str | None, workers: int | None, retry_failed: bool, accept_code_change: bool
 ) -> None:
-    r"""Fit every block that has no record yet.
+    """Fit every block that has no record yet.
 
     Stop it as you like, by Ctrl-C, a kill or a power cut: the same command goes on, with the same results.
 
@@ -192,7 +193,7 @@ def _status_text(run: Path) -> str:
 @main.command()
 @_RUN
 def status(run: Path) -> None:
-    r"""Tell what is done, failed and left.
+    """Tell what is done, failed and left.
 
     And how fast it goes, and when it should end. It only reads, so it may be used at any time, from any
     machine that sees the run directory.
@@ -209,7 +210,7 @@ def status(run: Path) -> None:
 @click.option("--out", type=_PATH, help="HATS catalog to make; default: catalog/ in the run directory.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 def export(run: Path, out: Path | None, workers: int) -> None:
-    r"""Write summaries as a HATS catalog.
+    """Write summaries as a HATS catalog.
 
     LSDB opens it; rows that are not fitted yet are marked.
 
@@ -231,7 +232,7 @@ def export(run: Path, out: Path | None, workers: int) -> None:
 @click.option("--out", type=_PATH, help="HTML file to write; default: report.html in the run directory.")
 @click.option("--truth", type=_PATH, help="Parquet table of object_id and known values.")
 def report(run: Path, out: Path | None, truth: Path | None) -> None:
-    r"""Judge a run on one HTML page.
+    """Judge a run on one HTML page.
 
     The run need not be finished, and the page needs nothing but itself.
 
@@ -259,7 +260,7 @@ def train() -> None:
 def train_emulator(
     config: Path, out: Path | None, checkpoint_dir: Path | None, minutes: float | None
 ) -> None:
-    r"""Train the emulator of a training configuration and write its bundle.
+    """Train the emulator of a training configuration and write its bundle.
 
     \b
       popcosmos-hpc train emulator configs/training/kids9.yaml --out my_bundle

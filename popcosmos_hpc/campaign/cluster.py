@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -168,19 +169,20 @@ def open_client(config: ExecutorConfig) -> Iterator[Any]:
         "distributed.scheduler.worker-saturation": 1.1,
         "distributed.nanny.pre-spawn-environ": environment,
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=config.workers,
-            threads_per_worker=1,  # one block at a time: arithmetic has its own threads
-            processes=True,
-            dashboard_address=None,
-            memory_limit=f"{config.memory}GB" if config.memory else 0,
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(_interrupt_shield())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(settings))
+        with _interrupts_blocked():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=config.workers,
+                    threads_per_worker=1,  # one block at a time: arithmetic has its own threads
+                    processes=True,
+                    dashboard_address=None,
+                    memory_limit=f"{config.memory}GB" if config.memory else 0,
+                    silence_logs=logging.ERROR,
+                )
+            )
+            client = stack.enter_context(Client(cluster))
         yield client
 
 
@@ -206,18 +208,14 @@ def open_executor(
         yield DaskExecutor(client, run_dir, config.window, config.workers)
 
 
-def _interrupt_shield() -> Any:
-    """A plugin that leaves Ctrl-C, which a terminal sends to every process, to the coordinator."""
-    from distributed import WorkerPlugin
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT for threads and processes started meanwhile, and for all that those start later.
 
-    class InterruptShield(WorkerPlugin):
-        name = "interrupt-shield"
-
-        def setup(self, worker: Any) -> None:
-            import signal
-            import threading
-
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    return InterruptShield()
+    A terminal sends Ctrl-C to every process; it is for the coordinator, whose main thread is unblocked after.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

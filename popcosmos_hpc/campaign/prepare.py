@@ -150,8 +150,13 @@ def _input_hash(catalog: Path, run_dir: Path) -> str:
         if not known:
             raise LedgerError("the input catalog", "no such folder", str(catalog), "Restore the catalog.")
         logger.warning("the input catalog %s is gone; going on with the photometry of the run", catalog)
-    else:
-        known = prints.hash_folder(catalog, known)
+        return _digest(known)
+    found = prints.hash_folder(catalog, known)
+    if found != known:
         with replace_atomically(memory) as partial:
-            partial.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-    return prints.digest_of({name: facts["sha256"] for name, facts in known.items()})
+            partial.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+    return _digest(found)
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return prints.digest_of({name: facts["sha256"] for name, facts in files.items()})

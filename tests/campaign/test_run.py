@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -228,6 +229,21 @@ def test_full_disk_once_loses_nothing(run, reference, monkeypatch):
     assert toy_run.shard_bytes(run) == toy_run.shard_bytes(reference)
     assert campaign_status(run).failed_attempts == 2
     assert not list((run / "scratch").rglob("b0*"))
+
+
+def test_kernel_that_refuses_to_write_loses_nothing(run, reference):
+    """Files above a limit cannot be written: most draws, but not the small records of the failures."""
+    edit_config(run, retry={"attempts": 1, "stop_after_failed_blocks": 3})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1690, hard))
+    try:
+        result = run_campaign(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (result.exit_code, result.failed) == (1, 3)
+    assert "File too large" in campaign_status(run).text()
+    assert run_campaign(run, retry_failed=True).exit_code == 0
+    assert toy_run.shard_bytes(run) == toy_run.shard_bytes(reference)
 
 
 def test_disk_that_stays_full_sets_aside_and_retry_heals(run, reference, monkeypatch):
