@@ -79,7 +79,8 @@ def export(
         else:
             counts = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
         n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
-        _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted)
+        levels = facts.get("redshift_quantile", ())
+        _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted, levels)
         _swap(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -112,7 +113,12 @@ def export_partition(
 
 
 def _write_metadata(
-    run: Path, catalog: Path, partitions: Sequence[Partition], n_galaxies: int, n_fitted: int
+    run: Path,
+    catalog: Path,
+    partitions: Sequence[Partition],
+    n_galaxies: int,
+    n_fitted: int,
+    levels: Sequence[float],
 ) -> None:
     pixels = [HealpixPixel(p.order, p.pixel) for p in partitions]
     info = PartitionInfo.from_healpix(pixels)
@@ -122,7 +128,7 @@ def _write_metadata(
         raise LedgerError(
             f"{n_galaxies} rows in the exported files", f"{rows}", str(catalog), "Export again."
         )
-    provenance = _provenance(run) | {"popcosmos_n_fitted": n_fitted}
+    provenance = _provenance(run, levels) | {"popcosmos_n_fitted": n_fitted}
     properties = TableProperties(
         catalog_name=_run_name(run),
         catalog_type="object",
@@ -151,12 +157,11 @@ def _run_name(run: Path) -> str:
     return str(content.get("name", run.name))
 
 
-def _provenance(run: Path) -> dict[str, str]:
+def _provenance(run: Path, levels: Sequence[float]) -> dict[str, str]:
     """What a reader of the catalog needs to find the run again: its name, digests and their meaning."""
-    from popcosmos_hpc.inference.summary import REDSHIFT_QUANTILES
-
     facts = {"popcosmos_run": _run_name(run), "popcosmos_version": popcosmos_hpc.__version__}
-    facts["popcosmos_redshift_quantile_levels"] = " ".join(f"{level:g}" for level in REDSHIFT_QUANTILES)
+    if levels:
+        facts["popcosmos_redshift_quantile_levels"] = " ".join(f"{level:g}" for level in levels)
     fingerprint = run / "fingerprint.json"
     if fingerprint.is_file():
         content = json.loads(fingerprint.read_text(encoding="utf-8"))

@@ -265,7 +265,7 @@ def _result(
         )
     kinds: tuple[str, ...] = ("missing", "observed", "limit", "unusable")
     totals = [[sum(item.bands[b][k] for item in staged) for k in range(4)] for b in range(len(preset.bands))]
-    bands = {
+    bands: dict[str, dict[str, int]] = {
         name: dict(zip(kinds, counts, strict=True))
         for name, counts in zip(preset.band_names, totals, strict=True)
     }

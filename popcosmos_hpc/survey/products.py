@@ -92,7 +92,7 @@ def _list_column(values: np.ndarray, null: np.ndarray) -> pa.Array:
 
 def _with_units(table: pa.Table, facts: Mapping[str, Any]) -> pa.Table:
     units = {"ra": "deg", "dec": "deg"}
-    for name, unit in zip(facts["quantity"], facts.get("summary_units", ()), strict=False):
+    for name, unit in zip(facts["quantity"], facts.get("quantity_unit", ()), strict=False):
         units |= {f"{name}_{suffix}": unit for suffix in QUANTILE_SUFFIXES if unit}
     fields = [
         field.with_metadata({"unit": units[field.name]}) if field.name in units else field

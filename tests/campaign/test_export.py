@@ -47,7 +47,13 @@ def commit(run: Path, block: Block) -> None:
     )
     ledger, token = Ledger(run), new_token()
     create_partition_store(
-        run, block.partition, SIZE, DRAWS, ["redshift"], QUANTITIES, {"summary_units": ["", "dex(Msun)"]}
+        run,
+        block.partition,
+        SIZE,
+        DRAWS,
+        ["redshift"],
+        QUANTITIES,
+        {"quantity_unit": ["", "dex(Msun)"], "redshift_quantile": list(range(21))},
     )
     shards = write_block(ledger.scratch(block, token), block, SIZE, data)
     record = BlockRecord(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dask.distributed import Client
+from dask.distributed import Client, LocalCluster
 from hats import read_hats
 from hats.io.validation import is_valid_catalog
 
@@ -81,6 +81,19 @@ def test_one_galaxy_without_a_client(tmp_path):
     survey_tables.write(tmp_path / "one.fits", survey_tables.columns(1))
     result = ingest(tmp_path / "one.fits", survey_tables.two_bands(), tmp_path / "cat", highest_order=3)
     assert (result.n_in, result.n_kept) == (1, 1) and read_hats(result.catalog).catalog_info.total_rows == 1
+
+
+def test_fewer_rows_than_workers(tmp_path):
+    survey_tables.write(tmp_path / "two.csv", survey_tables.columns(2))
+    where = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, processes=False, **where) as cluster,
+        Client(cluster) as client,
+    ):
+        result = ingest(
+            tmp_path / "two.csv", survey_tables.two_bands(), tmp_path / "cat", client, highest_order=3
+        )
+    assert (result.n_in, result.n_kept) == (2, 2)
 
 
 def test_empty_tables_are_refused(tmp_path, client):
