@@ -4,6 +4,7 @@ As tests the sizes are tiny; `POPCOSMOS_BENCHMARK=full pytest benchmarks` times 
 """
 
 import os
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -55,8 +56,7 @@ def model():
     random = np.random.default_rng(0)
     sizes = (15, 256, 256, 256, 256, N_BANDS)
     weights = [
-        jnp.asarray(random.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
-        for shape in zip(sizes[:-1], sizes[1:], strict=True)
+        jnp.asarray(random.normal(size=shape) / np.sqrt(shape[0]), jnp.float32) for shape in pairwise(sizes)
     ]
     network = RandomNetwork(weights, tuple(f"band{index}" for index in range(N_BANDS)))
     return GalaxyModel(network, Likelihood(np.ones(N_BANDS), 0.03), AnalyticPrior(pop_cosmos(2.0)))
