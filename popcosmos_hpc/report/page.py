@@ -108,7 +108,9 @@ def _time(run: RunData) -> str:
 def _quality_tiles(sample: str, found: PointMetrics) -> tuple[Tile, ...]:
     bias, width, outliers = found.bias, found.sigma_mad, found.outliers
     return (
-        Tile(f"{bias.value:+.4f}", "bias of Δz", f"± {bias.error:.4f}, {found.n:,} {sample}"),
+        Tile(
+            f"{bias.value:+.4f}", "bias of Δz", f"± {bias.error:.4f}, {found.n:,} known redshifts, {sample}"
+        ),
         Tile(f"{width.value:.4f}", f"{SIGMA}_MAD", f"± {width.error:.4f}"),
         Tile(f"{100 * outliers.value:.2f} %", "outliers, |Δz| > 0.15", f"± {100 * outliers.error:.2f} %"),
     )

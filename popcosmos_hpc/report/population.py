@@ -35,7 +35,7 @@ def population_section(run: RunData) -> Section:
 def _redshift_distribution(run: RunData) -> Figure:
     medians = run.median("redshift")
     top = figures.limits(medians[np.isfinite(medians)], 0.002)[1] if np.isfinite(medians).any() else 1.0
-    edges = np.linspace(0, max(top, 0.1), 61)
+    edges = np.linspace(0, max(top, 0.1), int(np.clip(2 * len(medians) ** 0.5, 12, 60)) + 1)
     stacked = metrics.stacked_density(run.redshift_quantiles, run.redshift_levels, edges)
     with figures.canvas(7.0, 2.8) as figure:
         axes = figure.subplots()

@@ -115,11 +115,11 @@ class RunData:
         Those of `redshift_secure`; else of `redshift_class` 3 and 4, secure in VIMOS surveys; else all.
         """
         if "redshift_secure" in self.extra:
-            return "secure redshifts", self.extra["redshift_secure"].astype(bool)
+            return "secure", self.extra["redshift_secure"].astype(bool)
         whole = self._whole_classes()
         if whole is not None and np.isin(_SECURE_CLASSES, whole).all():
-            return "redshift classes 3 and 4", np.isin(whole, _SECURE_CLASSES)
-        return "known redshifts", np.ones(self.n_galaxies, bool)
+            return "classes 3 and 4", np.isin(whole, _SECURE_CLASSES)
+        return "all", np.ones(self.n_galaxies, bool)
 
     def truth_classes(self) -> dict[str, np.ndarray]:
         """Subsamples by quality of the known redshift, the largest classes first."""
@@ -129,7 +129,7 @@ class RunData:
         if whole is not None:
             values, counts = np.unique(whole[np.isfinite(whole)], return_counts=True)
             largest = values[np.argsort(-counts, kind="stable")][:_MAX_CLASSES]
-            found.update({f"redshift class {value:g}": whole == value for value in sorted(largest)})
+            found.update({f"class {value:g}": whole == value for value in sorted(largest)})
         return found
 
     def _whole_classes(self) -> np.ndarray | None:

@@ -74,7 +74,7 @@ def test_page_states_the_numbers_of_the_run(page, run):
     data = read_run_data(run)
     name, chosen = data.secure()
     found = metrics.point_metrics(data.median("redshift")[chosen], data.truth["redshift"][chosen])
-    assert f"{found.n:,} {name}" in text
+    assert f"{found.n:,} known redshifts, {name}" in text
     assert f"{found.sigma_mad.value:.4f}" in text
     assert f"{data.status.galaxies_done:,} of {data.plan.n_galaxies:,}" in text
     assert "1 block left" in text and "MemoryError: no" in text
