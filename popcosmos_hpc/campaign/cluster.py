@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,8 @@ def _interrupts_blocked() -> Iterator[None]:
 
     A terminal sends Ctrl-C to every process; it is for the coordinator, whose main thread is unblocked after.
     """
+    # Starting its tracker later would unblock the signal in the thread that starts workers.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

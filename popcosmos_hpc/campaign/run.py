@@ -14,6 +14,7 @@ from pathlib import Path
 
 from popcosmos_hpc.campaign import retry
 from popcosmos_hpc.campaign.cluster import Attempt, Executor, Outcome, Stopped, open_executor
+from popcosmos_hpc.campaign.compilation_cache import remove_damaged_entries
 from popcosmos_hpc.campaign.events import log_event
 from popcosmos_hpc.campaign.ledger import BlockRecord, Ledger, new_token
 from popcosmos_hpc.campaign.prepare import check_run
@@ -107,6 +108,7 @@ def run_campaign(
         executor = executor or read_run(run_dir).executor
         if executor.name == "serial":  # before JAX starts its device
             os.environ.update(worker_environment(executor.threads_per_worker))
+        remove_damaged_entries()
         config, plan = check_run(run_dir, accept_code_change)
         campaign = Campaign(run_dir, config, plan, retry_failed)
         return campaign.run(executor, stop)

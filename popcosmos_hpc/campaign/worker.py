@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from popcosmos_hpc.campaign.compilation_cache import cache_folder
 from popcosmos_hpc.campaign.fingerprint import read_fingerprint, short_hash
 from popcosmos_hpc.config import LikelihoodConfig, RunConfig, parse_config
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
@@ -46,7 +47,6 @@ def worker_environment(threads: int) -> dict[str, str]:
         threads: threads for arithmetic on a CPU. The number can change sums in their last digit, so it
             is the same in all executors of a run.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     flags = os.environ.get("XLA_FLAGS", "")
     if threads == 1 and "xla_cpu_multi_thread_eigen" not in flags:
         flags = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
@@ -54,8 +54,7 @@ def worker_environment(threads: int) -> dict[str, str]:
         "NPROC": str(threads),  # XLA sizes its thread pool by it
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or str(Path(cache) / "popcosmos_hpc" / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder()),
     }
     return {**settings, "XLA_FLAGS": flags} if flags else settings
 
