@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from popcosmos_hpc.errors import BundleError
 
@@ -31,7 +31,7 @@ class AbstractEmulator(eqx.Module):
         """Noiseless fluxes in nanomaggies, emission lines included."""
 
     @abstractmethod
-    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, " band"]:
+    def sigma(self, redshift: Scalar) -> Float[Array, " band"]:
         """Fractional 1-sigma error of the emulator itself at a redshift."""
 
     @abstractmethod
@@ -100,7 +100,7 @@ class LinearEmulator(AbstractEmulator):
         """Fluxes in nanomaggies."""
         return self.matrix @ theta + self.offset
 
-    def sigma(self, redshift: Float[Array, ""]) -> Float[Array, " band"]:
+    def sigma(self, redshift: Scalar) -> Float[Array, " band"]:
         """Fractional error, independent of redshift."""
         return self.fractional_sigma
 

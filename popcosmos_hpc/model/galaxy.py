@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.emulator import AbstractEmulator
@@ -61,7 +61,7 @@ class GalaxyModel(eqx.Module):
         """Predicted fluxes (band,) [nanomaggies] and the model's own variance (band,) [nanomaggies^2]."""
         return self.likelihood.moments(self.emulator(theta), self.emulator.sigma(self.redshift(theta)))
 
-    def redshift(self, theta: Float[Array, " param"]) -> Float[Array, ""]:
+    def redshift(self, theta: Float[Array, " param"]) -> Scalar:
         """The redshift among the parameters; zero if the model has none."""
         if "redshift" not in self.space.names:
             return jnp.zeros((), theta.dtype)
@@ -73,17 +73,18 @@ class GalaxyModel(eqx.Module):
         total = flux_term + self.likelihood.redshift_log_prob(redshift, photometry)
         return jnp.where(jnp.isnan(total), LOWEST, jnp.maximum(total, LOWEST))
 
-    def log_likelihood(self, u: Float[Array, " param"], photometry: Photometry) -> Float[Array, ""]:
+    def log_likelihood(self, u: Float[Array, " param"], photometry: Photometry) -> Scalar:
         """Ln p(photometry | u), known redshift included; finite for every u."""
         theta = self.theta(u)
-        return self.log_likelihood_of_moments(*self.moments(theta), self.redshift(theta), photometry)
+        predicted, variance = self.moments(theta)
+        return self.log_likelihood_of_moments(predicted, variance, self.redshift(theta), photometry)
 
-    def log_prior(self, u: Float[Array, " param"]) -> Float[Array, ""]:
+    def log_prior(self, u: Float[Array, " param"]) -> Scalar:
         """Ln of the base density; finite for every u."""
         density = self.prior.base_log_prob(u)
         return jnp.where(jnp.isnan(density), LOWEST, jnp.maximum(density, LOWEST))
 
-    def log_target(self, u: Float[Array, " param"], photometry: Photometry) -> Float[Array, ""]:
+    def log_target(self, u: Float[Array, " param"], photometry: Photometry) -> Scalar:
         """Ln p(u) + ln p(photometry | u): the unnormalised posterior in base space."""
         return self.log_prior(u) + self.log_likelihood(u, photometry)
 

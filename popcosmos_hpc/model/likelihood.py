@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc, log_ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.prior import LOWEST
@@ -74,7 +74,7 @@ class Likelihood(eqx.Module):
         model_flux: Float[Array, " band"],
         emulator_sigma: Float[Array, " band"],
         photometry: Photometry,
-    ) -> Float[Array, ""]:
+    ) -> Scalar:
         """Ln p(photometry | model), redshift datum excluded.
 
         Args:
@@ -93,7 +93,7 @@ class Likelihood(eqx.Module):
         predicted = self.zero_points * model_flux
         return predicted, (self.error_floor**2 + emulator_sigma**2) * predicted**2
 
-    def log_prob_scaled(self, predicted, model_variance, photometry: Photometry) -> Float[Array, ""]:
+    def log_prob_scaled(self, predicted, model_variance, photometry: Photometry) -> Scalar:
         """`log_prob` from the output of `moments`."""
         # Band by band: compilers fuse a sum of terms, but not a reduction over a short axis, and the
         # pass over a prior pool has to cost a nanosecond per band.
@@ -123,7 +123,7 @@ class Likelihood(eqx.Module):
             density = self._log_density(residual) - log_error[band] - 0.5 * jnp.log(variance)
             yield band, (residual, density)
 
-    def redshift_log_prob(self, redshift, photometry: Photometry) -> Float[Array, ""]:
+    def redshift_log_prob(self, redshift, photometry: Photometry) -> Scalar:
         """Ln p(known redshift | redshift): Gaussian; zero where none is known."""
         known = jnp.isfinite(photometry.redshift)
         datum = jnp.where(known, photometry.redshift, 0.0)

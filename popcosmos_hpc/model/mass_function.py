@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from astropy.cosmology import Planck18
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 MASS_RANGE = (7.0, 13.0)
 """Range of log10 mass formed [Msun] of the prior."""
@@ -28,7 +28,7 @@ def _quadratic(values: tuple[float, ...]) -> np.ndarray:
     return np.polyfit(_ANCHORS, values, 2).astype(np.float32)
 
 
-def log_mass_function(log_mass: Float[Array, ""], redshift: Float[Array, ""]) -> Float[Array, ""]:
+def log_mass_function(log_mass: Scalar, redshift: Scalar) -> Scalar:
     """Ln of the number density per dex and comoving Mpc^3 (Leja et al. 2020).
 
     The coefficients are evaluated at min(redshift, 3).
@@ -60,7 +60,7 @@ class MassRedshift(eqx.Module):
     distance: Float[Array, " coefficient"]
     volume: Float[Array, " coefficient"]
     redshift_cdf: Float[Array, " node"]
-    log_norm: Float[Array, ""]
+    log_norm: Scalar
     redshift_min: float = eqx.field(static=True)
     redshift_max: float = eqx.field(static=True)
 
@@ -103,16 +103,16 @@ class MassRedshift(eqx.Module):
         low, width = self._log_range()
         return jnp.clip((jnp.log1p(redshift) - low) / width, 0.0, 1.0)
 
-    def distance_modulus(self, redshift: Float[Array, ""]) -> Float[Array, ""]:
+    def distance_modulus(self, redshift: Scalar) -> Scalar:
         """Planck18 distance modulus [mag] inside the redshift range."""
         return _chebyshev(self.distance, self._scaled(redshift)) + 5.0 * jnp.log10(redshift)
 
-    def log_prob(self, redshift: Float[Array, ""], log_mass: Float[Array, ""]) -> Float[Array, ""]:
+    def log_prob(self, redshift: Scalar, log_mass: Scalar) -> Scalar:
         """Normalised ln p(redshift, log10 mass); arguments must lie in the rectangle."""
         log_volume = _chebyshev(self.volume, self._scaled(redshift)) + 2.0 * jnp.log(redshift)
         return log_mass_function(log_mass, redshift) + log_volume - self.log_norm
 
-    def sample(self, key) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def sample(self, key) -> tuple[Scalar, Scalar]:
         """Draw redshift and log10 mass."""
         for_redshift, for_mass = jax.random.split(key)
         nodes = jnp.linspace(0.0, 1.0, self.redshift_cdf.shape[0])

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Scalar
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.mass_function import MASS_RANGE, MassRedshift
 from popcosmos_hpc.model.transforms import box, probit_mask, to_latent, to_physical
 from popcosmos_hpc.parameters import POP_COSMOS, ParameterSpace
 
-Key = PRNGKeyArray | UInt32[Array, "2"]
 LOWEST = -1e30
 """Stands for a log density of minus infinity; finite, so that sums and differences stay numbers."""
 _RATIOS = tuple(f"logsfr_ratio{index}" for index in range(1, 7))
@@ -42,18 +41,18 @@ class AbstractPrior(eqx.Module):
         """Base-space point to latent phi."""
 
     @abstractmethod
-    def base_log_prob(self, u: Float[Array, " param"]) -> Float[Array, ""]:
+    def base_log_prob(self, u: Float[Array, " param"]) -> Scalar:
         """Normalised ln density of u."""
 
     @abstractmethod
-    def sample_base(self, key: Key) -> Float[Array, " param"]:
+    def sample_base(self, key: Array) -> Float[Array, " param"]:
         """A draw of u."""
 
     @abstractmethod
-    def log_prob(self, phi: Float[Array, " param"]) -> Float[Array, ""]:
+    def log_prob(self, phi: Float[Array, " param"]) -> Scalar:
         """Normalised ln density of phi."""
 
-    def propose_base(self, key: Key) -> tuple[Float[Array, " param"], Float[Array, ""]]:
+    def propose_base(self, key: Array) -> tuple[Float[Array, " param"], Scalar]:
         """A draw from a wide distribution q that covers the prior, and its ln p(u) - ln q(u).
 
         A pool of such draws starts the samplers. The default is the prior itself, with weight zero;
@@ -84,15 +83,15 @@ class GaussianPrior(AbstractPrior):
         """Phi = mean + L u."""
         return self.mean + self.cholesky @ u
 
-    def base_log_prob(self, u: Float[Array, " param"]) -> Float[Array, ""]:
+    def base_log_prob(self, u: Float[Array, " param"]) -> Scalar:
         """Ln N(u; 0, I)."""
         return -0.5 * jnp.sum(u * u) - 0.5 * u.shape[0] * log(2 * pi)
 
-    def sample_base(self, key: Key) -> Float[Array, " param"]:
+    def sample_base(self, key: Array) -> Float[Array, " param"]:
         """Standard normal draw."""
         return jax.random.normal(key, self.mean.shape)
 
-    def log_prob(self, phi: Float[Array, " param"]) -> Float[Array, ""]:
+    def log_prob(self, phi: Float[Array, " param"]) -> Scalar:
         """Ln N(phi; mean, L L^T)."""
         u = solve_triangular(self.cholesky, phi - self.mean, lower=True)
         return self.base_log_prob(u) - jnp.sum(jnp.log(jnp.abs(jnp.diag(self.cholesky))))
@@ -164,11 +163,11 @@ class AnalyticPrior(AbstractPrior):
         """The identity."""
         return u
 
-    def base_log_prob(self, u: Float[Array, " param"]) -> Float[Array, ""]:
+    def base_log_prob(self, u: Float[Array, " param"]) -> Scalar:
         """Ln density of phi; about -1e30 outside the support."""
         return self.log_prob(u)
 
-    def log_prob(self, phi: Float[Array, " param"]) -> Float[Array, ""]:
+    def log_prob(self, phi: Float[Array, " param"]) -> Scalar:
         """Ln density of phi, Jacobian of the probit included; about -1e30 outside the support."""
         theta = to_physical(self.space, phi)
         mask, (_, width) = probit_mask(self.space), box(self.space)
@@ -215,12 +214,12 @@ class AnalyticPrior(AbstractPrior):
         parameter = self.space.parameters[self.space.index(name)]
         return parameter.lower, parameter.upper
 
-    def sample_base(self, key: Key) -> Float[Array, " param"]:
+    def sample_base(self, key: Array) -> Float[Array, " param"]:
         """A draw of phi."""
         pair, rest = jax.random.split(key)
         return self._complete(rest, *self.mass_redshift.sample(pair))
 
-    def propose_base(self, key: Key) -> tuple[Float[Array, " param"], Float[Array, ""]]:
+    def propose_base(self, key: Array) -> tuple[Float[Array, " param"], Scalar]:
         """A draw with redshift and mass from a wide mixture, and its exact ln weight."""
         pair, rest = jax.random.split(key)
         redshift, log_mass, log_weight = self.mass_redshift.sample_wide(pair)

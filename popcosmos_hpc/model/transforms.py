@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Float
 
 from popcosmos_hpc.parameters import ParameterSpace
 
@@ -25,7 +25,7 @@ def box(space: ParameterSpace) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, lower, 0.0).astype(np.float32), width.astype(np.float32)
 
 
-def to_physical(space: ParameterSpace, phi: Float[Array, "*batch param"]) -> Float[Array, "*batch param"]:
+def to_physical(space: ParameterSpace, phi: Array) -> Array:
     """Physical parameters: theta = lower + (upper - lower) Phi(phi), or phi itself.
 
     Args:
@@ -37,7 +37,7 @@ def to_physical(space: ParameterSpace, phi: Float[Array, "*batch param"]) -> Flo
     return jnp.where(mask, lower + width * ndtr(phi), phi)
 
 
-def to_latent(space: ParameterSpace, theta: Float[Array, "*batch param"]) -> Float[Array, "*batch param"]:
+def to_latent(space: ParameterSpace, theta: Array) -> Array:
     """Latent values; inverse of `to_physical`.
 
     Values on or outside a bound become -+ `LATENT_LIMIT`. The nearer bound is the reference of the
