@@ -24,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
 
 
-def _quantity(unit: str):
+def _in_unit(unit: str):
     """Parser of quantities such as '30 s', returning the number in `unit`."""
 
     def parse(value: Any) -> float:
@@ -33,18 +33,20 @@ def _quantity(unit: str):
         if not isinstance(value, str):
             raise ValueError(f"a quantity with its unit, such as '10 {unit}'")
         try:
-            number = units.Quantity(value).to_value(unit)
+            number: Any = units.Quantity(value).to_value(unit)
         except (TypeError, ValueError, units.UnitConversionError) as error:
             raise ValueError(f"a quantity in units of {unit}, such as '10 {unit}'") from error
         return float(number)
 
-    return Annotated[
-        float, BeforeValidator(parse), PlainSerializer(lambda value: f"{value:g} {unit}", return_type=str)
-    ]
+    return parse
 
 
-Seconds = _quantity("s")
-Gigabytes = _quantity("GB")
+def _with_unit(unit: str) -> PlainSerializer:
+    return PlainSerializer(lambda value: f"{value:g} {unit}", return_type=str, when_used="unless-none")
+
+
+Seconds = Annotated[float, BeforeValidator(_in_unit("s")), _with_unit("s")]
+Gigabytes = Annotated[float, BeforeValidator(_in_unit("GB")), _with_unit("GB")]
 
 
 class Section(BaseModel):
@@ -68,14 +70,14 @@ class InputConfig(Section):
 class PartitionConfig(Section):
     """Units of storage: HEALPix pixels of at most `max_rows` galaxies, no finer than `highest_order`."""
 
-    max_rows: int = Field(100_000, ge=1)
-    highest_order: int = Field(8, ge=0, le=13)
+    max_rows: int = Field(default=100_000, ge=1)
+    highest_order: int = Field(default=8, ge=0, le=13)
 
 
 class BlockConfig(Section):
     """Unit of work and of commit: galaxies per block."""
 
-    size: int = Field(512, ge=1)
+    size: int = Field(default=512, ge=1)
 
 
 class LikelihoodConfig(Section):
@@ -89,7 +91,7 @@ class LikelihoodConfig(Section):
     """
 
     family: Literal["student_t", "gaussian"] = "student_t"
-    nu: float | None = Field(None, gt=0)
+    nu: float | None = Field(default=None, gt=0)
     error_floor: float | dict[str, float] = 0.03
     zero_points: dict[str, float] = Field(default_factory=dict)
 
@@ -141,7 +143,7 @@ class SamplerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = "smc"
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,8 +154,8 @@ class SamplerConfig(BaseModel):
 class OutputConfig(Section):
     """What is stored: draws per galaxy, and mantissa bits kept of them (23 keeps all)."""
 
-    draws: int = Field(200, ge=1)
-    keep_bits: int = Field(10, ge=1, le=23)
+    draws: int = Field(default=200, ge=1)
+    keep_bits: int = Field(default=10, ge=1, le=23)
 
 
 class ExecutorConfig(Section):
@@ -168,9 +170,9 @@ class ExecutorConfig(Section):
     """
 
     name: Literal["serial", "local"] = "serial"
-    workers: int = Field(1, ge=1)
-    threads_per_worker: int = Field(1, ge=1)
-    window: int = Field(3, ge=1, le=8)
+    workers: int = Field(default=1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1)
+    window: int = Field(default=3, ge=1, le=8)
     memory: Gigabytes | None = None
 
     @model_validator(mode="after")
@@ -189,8 +191,8 @@ class RetryConfig(Section):
         backoff: pause before the first retry after a storage error; doubled for each further one.
     """
 
-    attempts: int = Field(3, ge=1)
-    stop_after_failed_blocks: int = Field(10, ge=1)
+    attempts: int = Field(default=3, ge=1)
+    stop_after_failed_blocks: int = Field(default=10, ge=1)
     backoff: Seconds = 2.0
 
 
@@ -198,7 +200,7 @@ class RunConfig(Section):
     """A whole run. Fields that do not touch results: name, executor, retry, input.path."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(1, ge=0, lt=2**32)
+    seed: int = Field(default=1, ge=0, lt=2**32)
     survey: str
     input: InputConfig
     partition: PartitionConfig = PartitionConfig()

@@ -159,7 +159,7 @@ def open_client(config: ExecutorConfig) -> Iterator[Any]:
     if config.name == "serial":
         yield None
         return
-    import dask
+    import dask.config as dask_config
     from distributed import Client, LocalCluster
 
     environment = worker_environment(config.threads_per_worker)
@@ -171,14 +171,14 @@ def open_client(config: ExecutorConfig) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ": environment,
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(settings))
+        stack.enter_context(dask_config.set(settings))
         with _interrupts_blocked():
             cluster = stack.enter_context(
                 LocalCluster(
                     n_workers=config.workers,
                     threads_per_worker=1,  # one block at a time: arithmetic has its own threads
                     processes=True,
-                    dashboard_address=None,
+                    dashboard_address=None,  # pyright: ignore[reportArgumentType]
                     memory_limit=f"{config.memory}GB" if config.memory else 0,
                     silence_logs=logging.ERROR,
                 )

@@ -164,7 +164,7 @@ def _per_band(settings: LikelihoodConfig, bands: tuple[str, ...]) -> tuple[list[
         named |= set(settings.error_floor)
         floors = [settings.error_floor.get(band, 0.0) for band in bands]
     else:
-        floors = [settings.error_floor] * len(bands)
+        floors = [float(settings.error_floor)] * len(bands)
     if strange := sorted(named - set(bands)):
         raise ConfigurationError(
             f"zero_points and error_floor for the bands {', '.join(bands)}",
