@@ -256,10 +256,10 @@ def with_overrides(config: RunConfig, name: str | None, workers: int | None) -> 
     executor = config.executor
     name = name or ("local" if workers and workers > 1 else executor.name)
     if name == "serial":
-        return replace_settings(executor, name=name, workers=workers or 1)
-    return replace_settings(executor, name=name, workers=workers or executor.workers)
+        return _changed(executor, name=name, workers=workers or 1)
+    return _changed(executor, name=name, workers=workers or executor.workers)
 
 
-def replace_settings(executor: ExecutorConfig, **changes: object) -> ExecutorConfig:
+def _changed(executor: ExecutorConfig, **changes: object) -> ExecutorConfig:
     """Settings with changes, checked again."""
-    return ExecutorConfig.model_validate({**executor.model_dump(exclude={"memory"}), **changes})
+    return ExecutorConfig.model_validate({**executor.model_dump(mode="json"), **changes})

@@ -54,18 +54,18 @@ def test_second_writer_loses(ledger):
 def _race(run_dir, index, barrier):
     ledger = Ledger(run_dir)
     record = write_attempt(ledger, BLOCK, b"%d" % index, f"host-{os.getpid()}-{index}")
-    barrier.wait()
+    barrier.wait(60)
     ledger.commit(BLOCK, record)
 
 
 def test_writers_that_race_leave_one_record_and_its_own_shard(ledger):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(6)
     writers = [context.Process(target=_race, args=(ledger.run_dir, i, barrier)) for i in range(6)]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(30)
+        writer.join(60)
         assert writer.exitcode == 0
     record = ledger.record(BLOCK)
     assert (ledger.run_dir / SHARD).read_text() == record.token.rsplit("-", 1)[1]

@@ -16,7 +16,7 @@ from popcosmos_hpc.campaign import task
 from popcosmos_hpc.campaign.events import read_events
 from popcosmos_hpc.campaign.ledger import Ledger
 from popcosmos_hpc.campaign.prepare import plan_run
-from popcosmos_hpc.campaign.run import StopRequest, run_campaign
+from popcosmos_hpc.campaign.run import StopRequest, run_campaign, with_overrides
 from popcosmos_hpc.campaign.status import campaign_status
 from popcosmos_hpc.campaign.task import fit_block, infer_block
 from popcosmos_hpc.campaign.worker import build_worker
@@ -369,3 +369,11 @@ def test_progress_lines_without_a_terminal(caplog, monkeypatch):
     assert "20 of 100" in caplog.messages[0] and "60 of 100" in caplog.messages[1]
     assert progress.format_duration(float("nan")) == "unknown"
     assert progress.format_duration(100_000) == "27 h 46 min"
+
+
+def test_overrides_of_the_executor_keep_the_rest():
+    settings = toy_run.settings(executor={"name": "local", "workers": 2, "memory": "4 GB"})
+    config = parse_config(settings, "toy")
+    assert with_overrides(config, None, 3).model_dump() == {**config.executor.model_dump(), "workers": 3}
+    assert with_overrides(config, "serial", None).workers == 1
+    assert with_overrides(parse_config(toy_run.settings(), "toy"), None, 2).name == "local"
