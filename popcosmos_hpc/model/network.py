@@ -76,7 +76,7 @@ _PLAIN = ("input_shift", "input_scale", "output_shift", "output_scale")
 
 
 def initial_network(
-    key: Array, sizes: tuple[int, ...], inputs: tuple[Array, Array], outputs: tuple[Array, Array]
+    key: Array, sizes: tuple[int, ...], inputs: tuple, outputs: tuple
 ) -> Network:
     """A network with random weights.
 

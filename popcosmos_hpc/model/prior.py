@@ -1,7 +1,6 @@
 """Priors: a density and a transport in base space, with draws.
 
-Sampling happens in base space u; `transport` takes u to the latent phi. A prior whose density is
-known in phi has the identity as its transport.
+Sampling happens in base space u; `transport` takes u to the latent phi.
 """
 
 from abc import abstractmethod
@@ -17,13 +16,14 @@ from jaxtyping import Array, Float, Scalar
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.mass_function import MASS_RANGE, MassRedshift
-from popcosmos_hpc.model.transforms import box, probit_mask, to_latent, to_physical
+from popcosmos_hpc.model.transforms import LATENT_LIMIT, box, probit_mask, to_latent, to_physical
 from popcosmos_hpc.parameters import POP_COSMOS, ParameterSpace
 
 LOWEST = -1e30
 """Stands for a log density of minus infinity; finite, so that sums and differences stay numbers."""
 _RATIOS = tuple(f"logsfr_ratio{index}" for index in range(1, 7))
 _UNIFORM = ("lnfagn", "lnagntau", "gaslog10U")
+_PLAIN = ("N", "redshift")
 _RATIO_SCALE = 0.3
 
 
@@ -103,7 +103,7 @@ def _log_truncated_normal(x, mean, sigma, lower, upper):
     return -0.5 * ((x - mean) / sigma) ** 2 - jnp.log(sigma * mass) - 0.5 * log(2 * pi)
 
 
-def _draw_truncated_normal(uniform, mean, sigma, lower, upper):
+def _truncated_normal_quantile(uniform, mean, sigma, lower, upper):
     low, high = ndtr((lower - mean) / sigma), ndtr((upper - mean) / sigma)
     return jnp.clip(mean + sigma * ndtri(low + uniform * (high - low)), lower, upper)
 
@@ -129,7 +129,11 @@ class AnalyticPrior(AbstractPrior):
     depend on mass; gas metallicity is uniform above the stellar one; SFR ratios are Student-t; dust
     terms are truncated normals. Every factor is normalised, so draws and density agree. The reference
     code normalises the metallicity term at the metallicity itself rather than at its mean; that is not
-    followed here. Mass enters as N = distance modulus - 2.5 log10 M. Transport is the identity.
+    followed here. Mass enters as N = distance modulus - 2.5 log10 M.
+
+    The base space holds N and the latent redshift as they are, and every other parameter as the
+    standard normal variate of its conditional distribution. Sampled in phi, the heavy tails of the SFR
+    ratios and the edge at gas = stellar metallicity slow every sampler down.
 
     Args:
         space: the 16 pop-cosmos parameters; the bounds of its redshift end the redshift range.
@@ -160,12 +164,52 @@ class AnalyticPrior(AbstractPrior):
         self.mass_redshift = MassRedshift(redshift_min, high)
 
     def transport(self, u: Float[Array, " param"]) -> Float[Array, " param"]:
-        """The identity."""
-        return u
+        """Phi of a base-space point: conditional quantiles, in the order of their conditions."""
+        base = dict(zip(self.space.names, u, strict=True))
+        redshift, log_mass = self._mass_and_redshift(u)
+        value = {"redshift": redshift, "N": base["N"]}
+        uniform = {name: ndtr(base[name]) for name in self.space.names if name not in _PLAIN}
+        value["log10Z"] = _truncated_normal_quantile(
+            uniform["log10Z"], *_metallicity_moments(log_mass), *self._bounds("log10Z")
+        )
+        gas_high = self._bounds("gaslog10Z")[1]
+        value["gaslog10Z"] = value["log10Z"] + (gas_high - value["log10Z"]) * uniform["gaslog10Z"]
+        value["dust2"] = _truncated_normal_quantile(uniform["dust2"], 0.3, 1.0, *self._bounds("dust2"))
+        value["dust1_fraction"] = _truncated_normal_quantile(
+            uniform["dust1_fraction"], 1.0, 0.3, *self._bounds("dust1_fraction")
+        )
+        value["dust_index"] = _truncated_normal_quantile(
+            uniform["dust_index"], _dust_index_mean(value["dust2"]), 0.4, *self._bounds("dust_index")
+        )
+        for name in _RATIOS:
+            value[name] = self._ratio_quantile(uniform[name], name)
+        for name in _UNIFORM:
+            lower, upper = self._bounds(name)
+            value[name] = lower + (upper - lower) * uniform[name]
+        phi = to_latent(self.space, jnp.stack([value[name] for name in self.space.names]))
+        return phi.at[self.space.index("redshift")].set(base["redshift"])
 
     def base_log_prob(self, u: Float[Array, " param"]) -> Scalar:
-        """Ln density of phi; about -1e30 outside the support."""
-        return self.log_prob(u)
+        """Ln density of u: p(z, M) for the plain coordinates, standard normals for the others."""
+        redshift, log_mass = self._mass_and_redshift(u)
+        inside = (log_mass > MASS_RANGE[0]) & (log_mass < MASS_RANGE[1])
+        low, high = self.mass_redshift.redshift_min, self.mass_redshift.redshift_max
+        inside &= (redshift >= low) & (redshift <= high)
+        pair = self.mass_redshift.log_prob(jnp.clip(redshift, low, high), jnp.clip(log_mass, *MASS_RANGE))
+        lower, upper = self._bounds("redshift")
+        # d log10 M = 0.4 dN, d z = (upper - lower) N(phi) dphi: the latter joins the normals below.
+        jacobian = log(0.4) + log(upper - lower)
+        normal = jnp.where(jnp.asarray([name != "N" for name in self.space.names]), u**2 + log(2 * pi), 0.0)
+        total = pair + jacobian - 0.5 * jnp.sum(normal)
+        return jnp.where(inside & jnp.isfinite(total), total, LOWEST)
+
+    def _mass_and_redshift(self, u):
+        """Redshift, and log10 of the mass formed."""
+        lower, upper = self._bounds("redshift")
+        redshift = lower + (upper - lower) * ndtr(u[self.space.index("redshift")])
+        low, high = self.mass_redshift.redshift_min, self.mass_redshift.redshift_max
+        modulus = self.mass_redshift.distance_modulus(jnp.clip(redshift, low, high))
+        return redshift, 0.4 * (modulus - u[self.space.index("N")])
 
     def log_prob(self, phi: Float[Array, " param"]) -> Scalar:
         """Ln density of phi, Jacobian of the probit included; about -1e30 outside the support."""
@@ -215,7 +259,7 @@ class AnalyticPrior(AbstractPrior):
         return parameter.lower, parameter.upper
 
     def sample_base(self, key: Array) -> Float[Array, " param"]:
-        """A draw of phi."""
+        """A draw of u."""
         pair, rest = jax.random.split(key)
         return self._complete(rest, *self.mass_redshift.sample(pair))
 
@@ -226,30 +270,15 @@ class AnalyticPrior(AbstractPrior):
         return self._complete(rest, redshift, log_mass), log_weight
 
     def _complete(self, key, redshift, log_mass):
-        """The other parameters from their conditionals, all as phi."""
-        uniforms = dict(zip(self.space.names, jax.random.uniform(key, (self.space.size,)), strict=True))
-        value = {"redshift": redshift}
-        value["N"] = self.mass_redshift.distance_modulus(redshift) - 2.5 * log_mass
-        value["log10Z"] = _draw_truncated_normal(
-            uniforms["log10Z"], *_metallicity_moments(log_mass), *self._bounds("log10Z")
-        )
-        gas_high = self._bounds("gaslog10Z")[1]
-        value["gaslog10Z"] = value["log10Z"] + (gas_high - value["log10Z"]) * uniforms["gaslog10Z"]
-        value["dust2"] = _draw_truncated_normal(uniforms["dust2"], 0.3, 1.0, *self._bounds("dust2"))
-        value["dust1_fraction"] = _draw_truncated_normal(
-            uniforms["dust1_fraction"], 1.0, 0.3, *self._bounds("dust1_fraction")
-        )
-        value["dust_index"] = _draw_truncated_normal(
-            uniforms["dust_index"], _dust_index_mean(value["dust2"]), 0.4, *self._bounds("dust_index")
-        )
-        for name in _RATIOS:
-            value[name] = self._draw_ratio(uniforms[name], name)
-        for name in _UNIFORM:
-            lower, upper = self._bounds(name)
-            value[name] = lower + (upper - lower) * uniforms[name]
-        return to_latent(self.space, jnp.stack([value[name] for name in self.space.names]))
+        """A base-space point of given redshift and mass; the other coordinates are normal."""
+        u = jax.random.normal(key, (self.space.size,))
+        lower, upper = self._bounds("redshift")
+        latent = ndtri((redshift - lower) / (upper - lower))
+        normalisation = self.mass_redshift.distance_modulus(redshift) - 2.5 * log_mass
+        u = u.at[self.space.index("redshift")].set(jnp.clip(latent, -LATENT_LIMIT, LATENT_LIMIT))
+        return u.at[self.space.index("N")].set(normalisation)
 
-    def _draw_ratio(self, uniform, name):
+    def _ratio_quantile(self, uniform, name):
         edge = self._bounds(name)[1] / _RATIO_SCALE
         fraction = (2.0 * uniform - 1.0) * (edge / np.sqrt(2.0 + edge**2))
         return _RATIO_SCALE * fraction * jnp.sqrt(2.0 / (1.0 - fraction**2))

@@ -51,6 +51,7 @@ def train(
     schedule: Schedule,
     checkpoint: Path | None = None,
     name: str = "training",
+    save_every: float = 60.0,
 ) -> Any:
     """Minimise the mean loss over examples.
 
@@ -61,8 +62,9 @@ def train(
         loss: (model, input, target) of ONE example -> ().
         source: round -> inputs (example, ...) and targets (example, ...).
         schedule: length and pace.
-        checkpoint: file for the state, written atomically after a round at most once a minute.
+        checkpoint: file for the state, written atomically after a round.
         name: for the log.
+        save_every: least time between checkpoints [s].
 
     Returns:
         The trained model.
@@ -82,7 +84,7 @@ def train(
         model, state, mean = step(progress.model, progress.optimiser, inputs, targets, rates)
         progress = Progress(jnp.asarray(index + 1, jnp.int32), model, state)
         now = time.monotonic()
-        if checkpoint is not None and (now - saved > 60 or index + 1 == schedule.n_rounds):
+        if checkpoint is not None and (now - saved > save_every or index + 1 == schedule.n_rounds):
             save_checkpoint(checkpoint, progress)
             saved = now
         if now - told > 20 or index + 1 == schedule.n_rounds:
