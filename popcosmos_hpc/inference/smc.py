@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from popcosmos_hpc.inference.diagnostics import certify, require, rhat
+from popcosmos_hpc.inference.diagnostics import certify, effective_size, require, rhat
 from popcosmos_hpc.inference.pool import (
     PriorPool,
     bisect_inverse_temperature,
@@ -68,7 +68,7 @@ class SMC(AbstractSampler):
         n_pool: prior draws in the pool, shared out over the ensembles.
         n_moves: moves per stage.
         keep: effective fraction of particles that a change of temperature keeps.
-        min_final: stages at the posterior before the first look at R-hat.
+        min_final: stages at the posterior before the first look at R-hat and effective size.
         max_stages: stages after which the galaxy is given up as not converged.
         target_acceptance: acceptance that the proposals' scale is steered to.
         rhat_max: largest R-hat of a converged galaxy.
@@ -129,7 +129,8 @@ class SMC(AbstractSampler):
 
     def done(self, state: SMCState):
         """At the posterior with ensembles that agree, or out of stages."""
-        agreed = (state.finished >= self.min_final) & (rhat(state.u) <= self.rhat_max)
+        agreed = (rhat(state.u) <= self.rhat_max) & (effective_size(state.u) >= self.ess_min)
+        agreed &= state.finished >= self.min_final
         return agreed | (state.stage >= self.max_stages)
 
     def finish(self, state: SMCState, photometry: Photometry, model: GalaxyModel, draws: int) -> Posterior:
