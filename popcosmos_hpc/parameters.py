@@ -82,7 +82,11 @@ class ParameterSpace:
 
 def _ratio(index: int) -> Parameter:
     return Parameter(
-        f"logsfr_ratio{index}", "", f"log10 SFR ratio of age bins {index} and {index + 1}", lower=-5.0, upper=5.0
+        f"logsfr_ratio{index}",
+        "",
+        f"log10 SFR ratio of age bins {index} and {index + 1}",
+        lower=-5.0,
+        upper=5.0,
     )
 
 
@@ -100,7 +104,9 @@ def pop_cosmos(redshift_max: float = 6.0) -> ParameterSpace:
             Parameter("dust2", "", "V-band optical depth of the diffuse dust", lower=0.0, upper=4.0),
             Parameter("dust_index", "", "slope offset of the attenuation curve", lower=-1.0, upper=0.4),
             Parameter("dust1_fraction", "", "birth-cloud to diffuse optical depth", lower=0.0, upper=2.0),
-            Parameter("lnfagn", "", "ln of AGN to stellar bolometric luminosity", lower=log(1e-5), upper=log(3.0)),
+            Parameter(
+                "lnfagn", "", "ln of AGN to stellar bolometric luminosity", lower=log(1e-5), upper=log(3.0)
+            ),
             Parameter("lnagntau", "", "ln optical depth of the AGN torus", lower=log(5.0), upper=log(150.0)),
             Parameter("gaslog10Z", "", "log10 gas metallicity / solar", lower=-2.0, upper=0.5),
             Parameter("gaslog10U", "", "log10 ionisation parameter", lower=-4.0, upper=-1.0),

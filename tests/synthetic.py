@@ -1,4 +1,4 @@
-"""A small grid of made-up stars, nebulae, dust and torus, so that the synthesis is tested without data files."""
+"""A small grid of made-up stars, nebulae, dust and torus: the synthesis without data files."""
 
 import numpy as np
 
@@ -37,7 +37,9 @@ def synthetic_grids(lower=600.0, upper=3.0e4, resolution=150.0, torus=True) -> G
     scale = (1 + 0.3 * gas[:, None] - 0.05 * gas[:, None] ** 2) * (1 + 0.1 * log_u[None, :])
     shape = (len(gas), len(log_u), N_NEBULAR)
     lines = np.broadcast_to(scale[..., None, None] * strength, (*shape, len(strength))).copy()
-    continuum = np.broadcast_to(1e-50 * (wave / 5000.0) ** -1.5 * (wave > LYMAN_LIMIT), (*shape, len(wave))).copy()
+    continuum = np.broadcast_to(
+        1e-50 * (wave / 5000.0) ** -1.5 * (wave > LYMAN_LIMIT), (*shape, len(wave))
+    ).copy()
     nebular = NebularGrid(gas, log_u, continuum, lines, line_wave, names)
     fine = np.geomspace(1e3, 1e7, 20000)
     bump = np.exp(-0.5 * (np.log(fine / 1e6) / 0.5) ** 2)
@@ -45,4 +47,6 @@ def synthetic_grids(lower=600.0, upper=3.0e4, resolution=150.0, torus=True) -> G
     tau = np.log([5.0, 150.0]) if torus else np.zeros(0)
     hot = np.exp(-0.5 * (np.log(fine / 5e4) / 1.0) ** 2)
     hot = rebin(fine, hot / np.trapezoid(hot, fine), wave)
-    return GridSet(ssp, nebular, dust, tau, np.array([hot, 0.5 * hot])[: len(tau)], {"backend": "synthetic", "files": {}})
+    return GridSet(
+        ssp, nebular, dust, tau, np.array([hot, 0.5 * hot])[: len(tau)], {"backend": "synthetic", "files": {}}
+    )

@@ -5,6 +5,7 @@ from itertools import pairwise
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -62,7 +63,7 @@ class Network(eqx.Module):
         return arrays
 
     @classmethod
-    def from_arrays(cls, prefix: str, arrays: dict[str, Array]) -> "Network":
+    def from_arrays(cls, prefix: str, arrays: dict[str, np.ndarray]) -> "Network":
         """Inverse of `to_arrays`."""
         layered = []
         for name in _LAYERED:
@@ -75,9 +76,7 @@ _LAYERED = ("weight", "bias", "alpha", "beta")
 _PLAIN = ("input_shift", "input_scale", "output_shift", "output_scale")
 
 
-def initial_network(
-    key: Array, sizes: tuple[int, ...], inputs: tuple, outputs: tuple
-) -> Network:
+def initial_network(key: Array, sizes: tuple[int, ...], inputs: tuple, outputs: tuple) -> Network:
     """A network with random weights.
 
     Args:

@@ -170,7 +170,9 @@ def test_outside_the_support_is_lowest_and_never_nan(prior):
 def test_redshift_range_is_respected():
     narrow = AnalyticPrior(pop_cosmos(2.0), 0.1, 1.0)
     keys = jax.random.split(jax.random.PRNGKey(0), 500)
-    direct_and_wide = jax.jit(jax.vmap(lambda key: (narrow.sample_base(key), narrow.propose_base(key)[0])))(keys)
+    direct_and_wide = jax.jit(jax.vmap(lambda key: (narrow.sample_base(key), narrow.propose_base(key)[0])))(
+        keys
+    )
     for u in direct_and_wide:
         theta = to_physical(narrow.space, jax.jit(jax.vmap(narrow.transport))(u))
         assert theta[:, -1].min() > 0.0999 and theta[:, -1].max() < 1.0001

@@ -18,8 +18,8 @@ VECTOR = [-0.3, 0, 0, 0, 0, 0, 0, 0.25, -0.1, 1, np.log(1e-4), 3, -0.3, -2.5, 1]
 EXPECTED = {
     "u_megaprime_sagem": 5.95411, "hsc_g": 5.82603, "hsc_r": 5.45079, "hsc_i": 4.74503, "hsc_z": 4.33157,
     "hsc_y": 4.01848, "uvista_y_cosmos": 3.96473, "uvista_j_cosmos": 3.78900, "uvista_h_cosmos": 3.61760,
-    "uvista_ks_cosmos": 3.40328, "ia427_cosmos": 5.89390, "ia827_cosmos": 4.45626, "NB711.SuprimeCam": 5.22716,
-    "irac1_cosmos": 3.28320, "irac2_cosmos": 3.61247,
+    "uvista_ks_cosmos": 3.40328, "ia427_cosmos": 5.89390, "ia827_cosmos": 4.45626,
+    "NB711.SuprimeCam": 5.22716, "irac1_cosmos": 3.28320, "irac2_cosmos": 3.61247,
 }  # fmt: skip
 
 
@@ -35,7 +35,9 @@ def published(folder):
 
 def test_reference_vector(published):
     theta = jnp.asarray([0.0, *VECTOR], jnp.float32)
-    magnitudes = dict(zip(published.bands, np.asarray(published_magnitudes(published, POP_COSMOS, theta)), strict=True))
+    magnitudes = dict(
+        zip(published.bands, np.asarray(published_magnitudes(published, POP_COSMOS, theta)), strict=True)
+    )
     for band, value in EXPECTED.items():
         assert abs(magnitudes[band] - value) < 2e-4
 
@@ -88,7 +90,8 @@ def _moderate_draws(n):
     draw = {
         "N": np.zeros(n), "log10Z": rng.uniform(-1.2, 0.15, n), "dust2": rng.uniform(0, 1.2, n),
         "dust_index": rng.uniform(-0.7, 0.3, n), "dust1_fraction": np.clip(rng.normal(1, 0.3, n), 0, 2),
-        "lnfagn": rng.uniform(np.log(1e-5), np.log(0.1), n), "lnagntau": rng.uniform(np.log(5), np.log(150), n),
+        "lnfagn": rng.uniform(np.log(1e-5), np.log(0.1), n),
+        "lnagntau": rng.uniform(np.log(5), np.log(150), n),
         "gaslog10U": rng.uniform(-3.5, -1.5, n), "redshift": rng.uniform(0.05, 4.0, n),
     }  # fmt: skip
     draw |= {f"logsfr_ratio{k}": np.clip(0.3 * rng.standard_t(2, n), -1, 1) for k in range(1, 7)}

@@ -19,7 +19,9 @@ def test_rebin_conserves_flux_and_returns_linear_spectra_exactly():
     assert np.allclose(grid.rebin(native, 3.0 * native + 1.0, wave), 3.0 * edge_mean(wave) + 1.0, rtol=1e-10)
     spectrum = np.exp(-0.5 * ((native - 6000) / 300) ** 2)
     widths = np.diff(edges_of(wave))
-    assert np.isclose(np.sum(grid.rebin(native, spectrum, wave) * widths), np.trapezoid(spectrum, native), rtol=1e-6)
+    assert np.isclose(
+        np.sum(grid.rebin(native, spectrum, wave) * widths), np.trapezoid(spectrum, native), rtol=1e-6
+    )
 
 
 def edges_of(wave):

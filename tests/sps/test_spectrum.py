@@ -14,9 +14,12 @@ from popcosmos_hpc.sps.spectrum import (
     line_transmission,
     photometry,
 )
-from synthetic import synthetic_grids
+from tests.synthetic import synthetic_grids
 
-BANDS = [load_filter(f"b{c}", f"tophat:{c}:{w}") for c, w in ((4500, 1000), (6500, 1200), (9000, 1500), (15000, 3000))]
+BANDS = [
+    load_filter(f"b{c}", f"tophat:{c}:{w}")
+    for c, w in ((4500, 1000), (6500, 1200), (9000, 1500), (15000, 3000))
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,10 @@ def test_dust_returns_what_it_absorbs(sps):
 
 def test_agn_adds_its_fraction_of_the_bolometric_luminosity():
     wide = build_sps(synthetic_grids(upper=1e8), POP_COSMOS)
-    off, on = theta(dust2=0.0, lnfagn=-30.0), theta(dust2=0.0, lnfagn=float(np.log(0.5)), lnagntau=float(np.log(5.0)))
+    off, on = (
+        theta(dust2=0.0, lnfagn=-30.0),
+        theta(dust2=0.0, lnfagn=float(np.log(0.5)), lnagntau=float(np.log(5.0))),
+    )
     added = float(jnp.sum((wide.luminosity(on) - wide.luminosity(off)) * wide.pixel))
     bolometric = float(jnp.sum(wide.weights(on).stars * wide.bolometric))
     assert np.isclose(added, 0.5 * bolometric, rtol=0.01)
@@ -88,7 +94,9 @@ def test_line_flux_in_a_band(sps, photometer):
 
 def test_lines_cross_bands_with_redshift(sps, photometer):
     halpha = jnp.zeros(7).at[5].set(1.0)
-    band_of = [int(np.argmax(photometer.lines(sps.line_wave, halpha, jnp.asarray(z)))) for z in (0.0, 0.37, 1.3)]
+    band_of = [
+        int(np.argmax(photometer.lines(sps.line_wave, halpha, jnp.asarray(z)))) for z in (0.0, 0.37, 1.3)
+    ]
     assert band_of == [1, 2, 3]
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from synthetic import synthetic_grids
 
 from popcosmos_hpc.errors import BundleError, ConfigurationError
 from popcosmos_hpc.model.bundle import load_bundle
@@ -13,6 +12,7 @@ from popcosmos_hpc.training import simulation
 from popcosmos_hpc.training.emulator import train_from_config
 from popcosmos_hpc.training.recipe import load_recipe
 from popcosmos_hpc.training.simulation import Source, build_simulator, draw_parameters, target_flux
+from tests.synthetic import synthetic_grids
 
 RECIPE = {
     "name": "tiny",
@@ -92,7 +92,9 @@ def test_scales_with_the_normalisation(bundle):
 def test_derived_quantities(bundle, simulator):
     emulator = bundle.emulator()
     assert len(emulator.derived_names) == len(emulator.derived_units)
-    theta = jnp.asarray(draw_parameters(np.random.default_rng(2), bundle.space, 256, 0.1, 1.0)).at[:, 0].set(16.0)
+    theta = (
+        jnp.asarray(draw_parameters(np.random.default_rng(2), bundle.space, 256, 0.1, 1.0)).at[:, 0].set(16.0)
+    )
     table = dict(zip(emulator.derived_names, np.asarray(jax.vmap(emulator.derived)(theta)).T, strict=True))
     assert np.all(np.isfinite(list(table.values())))
     assert np.all(table["log10_mass"] <= table["log10_mass_formed"])
@@ -108,7 +110,9 @@ def test_any_subset_of_bands(bundle):
     part = bundle.emulator(("z", "g"))
     assert part.bands == ("z", "g")
     assert np.allclose(part(theta), whole[jnp.asarray([2, 0])], rtol=1e-5)
-    assert np.allclose(part.sigma(jnp.asarray(0.3)), bundle.emulator().sigma(jnp.asarray(0.3))[jnp.asarray([2, 0])])
+    assert np.allclose(
+        part.sigma(jnp.asarray(0.3)), bundle.emulator().sigma(jnp.asarray(0.3))[jnp.asarray([2, 0])]
+    )
     with pytest.raises(BundleError, match="K"):
         bundle.emulator(("g", "K"))
 
