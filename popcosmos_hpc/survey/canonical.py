@@ -76,7 +76,7 @@ def canonicalise(preset: SurveyPreset, table: pa.Table) -> Canonical:
     identifier, id_known = _identifier(preset, table)
     ra, dec = (numbers(table[name]) for name in (preset.ra, preset.dec))
     placed = np.isfinite(ra) & np.isfinite(dec) & (ra >= -360.0) & (ra <= 360.0) & (np.abs(dec) <= 90.0)
-    selected = _select(preset.quality, table)
+    selected = select_rows(preset.quality, table)
     # The selection comes first: a row the user did not ask for is no defect of the table.
     reasons = np.select([~selected, ~id_known, ~placed], [NOT_SELECTED, BAD_ID, BAD_COORDINATE], default="")
     keep = reasons == ""
@@ -206,7 +206,7 @@ def _known_redshift(preset, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     stated = preset.redshift.err
     error = numbers(table[stated]) if isinstance(stated, str) else np.full(table.num_rows, float(stated))
     known = np.isfinite(redshift) & (redshift >= 0) & ~_is_code(redshift, preset.missing_values)
-    known &= _select(preset.redshift.quality, table)
+    known &= select_rows(preset.redshift.quality, table)
     # The likelihood floors the error, so an unusable one counts as zero.
     error = np.where(np.isfinite(error) & (error > 0), error, 0.0)
     return (
@@ -215,7 +215,8 @@ def _known_redshift(preset, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _select(text: str | None, table: pa.Table) -> np.ndarray:
+def select_rows(text: str | None, table: pa.Table) -> np.ndarray:
+    """Rows [row] of which an expression over columns is true; all rows if there is no expression."""
     if text is None:
         return np.ones(table.num_rows, bool)
     columns = {name: _masked(table[name]) for name in expression.column_names(text)}

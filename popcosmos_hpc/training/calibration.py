@@ -57,10 +57,15 @@ def solve_zero_points(
     reference_band: str,
     seed: int = 0,
     n_spectra: int = 4096,
-    n_rounds: int = 10,
-    error_floor: float = 0.03,
+    n_rounds: int = 2,
+    error_floor: float | np.ndarray = 0.03,
 ) -> Calibration:
     """Solve for multiplicative zero points at known redshifts.
+
+    Two rounds are the default because more do harm. The first takes most of an offset away, the second
+    what the other bands' offsets had hidden; later ones drift along colours that flexible spectra can
+    absorb, where a zero point and a change of all spectra look alike. On zCOSMOS the factor of NUV crept
+    from 1.24 to 1.45 within eight rounds, and photometric redshifts became worse.
 
     Args:
         emulator: of the survey's bands.
@@ -70,7 +75,7 @@ def solve_zero_points(
         seed: of the spectra and the bootstrap.
         n_spectra: spectra per galaxy.
         n_rounds: rounds of prediction and correction.
-        error_floor: fractional error added while predicting.
+        error_floor: fractional error added while predicting; one number, or (band,).
 
     Raises:
         ConfigurationError: the reference band is unknown, or too few galaxies have a redshift.
@@ -87,7 +92,7 @@ def solve_zero_points(
         )
     photometry = Photometry(*(np.asarray(values)[known] for values in photometry))
     shapes = _draw_shapes(prior, seed, n_spectra)
-    predict = _make_predictor(emulator, prior, shapes, error_floor)
+    predict = _make_predictor(emulator, prior, shapes, jnp.asarray(error_floor, jnp.float32))
     reference = bands.index(reference_band)
     zero_points = np.ones(len(bands))
     history = []
@@ -109,26 +114,28 @@ def _draw_shapes(prior: AbstractPrior, seed: int, n_spectra: int) -> Array:
     return jax.vmap(lambda key: to_physical(prior.space, prior.transport(prior.propose_base(key)[0])))(keys)
 
 
-def _make_predictor(emulator: AbstractEmulator, prior: AbstractPrior, shapes: Array, floor: float):
+def _make_predictor(emulator: AbstractEmulator, prior: AbstractPrior, shapes: Array, floor: float | Array):
     """(photometry of one galaxy, zero points) -> predicted flux (band,), the likelihood-weighted mean."""
     n, z = prior.space.index("N"), prior.space.index("redshift")
 
+    def match(model: Array, flux: Array, weight: Array) -> tuple[Array, Array]:
+        """One spectrum scaled to the data, robustly, and the ln likelihood of the scaled one."""
+        robust, amplitude, square = weight, jnp.ones(()), weight
+        for _ in range(_REWEIGHTINGS):
+            amplitude = jnp.sum(robust * flux * model) / jnp.sum(robust * model**2)
+            amplitude = jnp.maximum(amplitude, 1e-12)
+            square = weight * (flux - amplitude * model) ** 2
+            robust = weight * (_NU + 1) / (_NU + square)
+        return amplitude * model, -0.5 * (_NU + 1) * jnp.sum(jnp.log1p(square / _NU))
+
     def predict(one: Photometry, zero_points: Array) -> Array:
         theta = shapes.at[:, n].set(22.0).at[:, z].set(one.redshift)
-        model = jax.vmap(lambda spectrum: emulator(spectrum) * zero_points)(theta)
         used = one.state == BandState.OBSERVED
         flux = jnp.where(used, one.flux, 0.0)
         variance = one.flux_err**2 + (floor * flux) ** 2
         weight = jnp.where(used, 1.0 / jnp.maximum(variance, 1e-20), 0.0)
-        robust = jnp.broadcast_to(weight, model.shape)
-        for _ in range(_REWEIGHTINGS):
-            top = jnp.sum(robust * flux * model, axis=1)
-            amplitude = jnp.maximum(top / jnp.sum(robust * model**2, axis=1), 1e-12)
-            square = weight * (flux - amplitude[:, None] * model) ** 2
-            robust = weight * (_NU + 1) / (_NU + square)
-        log_likelihood = -0.5 * (_NU + 1) * jnp.sum(jnp.log1p(square / _NU), axis=1)
-        share = jax.nn.softmax(log_likelihood)
-        return jnp.sum(share[:, None] * amplitude[:, None] * model, axis=0)
+        scaled, log_likelihood = jax.vmap(lambda t: match(emulator(t) * zero_points, flux, weight))(theta)
+        return jax.nn.softmax(log_likelihood) @ scaled
 
     @eqx.filter_jit
     def predict_all(photometry: Photometry, zero_points: Array) -> Array:
