@@ -12,6 +12,7 @@ import pytest
 from popcosmos_hpc.model.bundle import load_bundle, shipped_bundles
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.likelihood import Likelihood
+from popcosmos_hpc.model.prior import LOWEST
 from popcosmos_hpc.model.transforms import to_physical
 from popcosmos_hpc.training.recipe import load_recipe
 from popcosmos_hpc.training.simulation import build_simulator, draw_parameters, target_flux
@@ -95,7 +96,7 @@ def test_any_subset_of_bands_is_the_same_emulator(name):
         np.testing.assert_allclose(some_sigma, sigma[index], rtol=1e-6)
 
 
-def test_posterior_density_and_its_gradient_are_finite(name):
+def test_posterior_density_is_finite(name):
     bundle = load_bundle(name)
     model = GalaxyModel(emulator_of(name), Likelihood(np.ones(len(bundle.bands)), 0.03), bundle.prior())
     state = jnp.ones(len(bundle.bands), jnp.int8)
@@ -104,10 +105,10 @@ def test_posterior_density_and_its_gradient_are_finite(name):
         truth, u = jax.vmap(model.prior.sample_base)(jax.random.split(key))
         theta = model.theta(truth)
         photometry = model.observe(key, theta, 0.1 * model.predict(theta), state)
-        return jax.value_and_grad(lambda x: model.log_target(x, photometry))(u)
+        return model.log_target(u, photometry)
 
-    values, gradients = jax.jit(jax.vmap(one))(jax.random.split(jax.random.PRNGKey(2), 64))
-    assert np.all(np.isfinite(values)) and np.all(np.isfinite(gradients))
+    values = jax.jit(jax.vmap(one))(jax.random.split(jax.random.PRNGKey(2), 256))
+    assert np.all(np.isfinite(values)) and np.all(values > LOWEST)
 
 
 @cache
