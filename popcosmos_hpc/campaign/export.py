@@ -1,5 +1,8 @@
 """A run's summaries as a HATS catalog, which LSDB opens, crosses with others and filters."""
 
+# hats declares the properties of a catalog under their names in files.
+# pyright: reportCallIssue=false
+
 import hashlib
 import json
 import shutil
@@ -77,9 +80,9 @@ def export(
         if client is None:
             counts = [export_partition(*job) for job in jobs]
         else:
-            counts = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
+            counts: Any = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
         n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
-        levels = facts.get("redshift_quantile", ())
+        levels: Any = facts.get("redshift_quantile", ())
         _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted, levels)
         _swap(scratch, out)
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dask.distributed import Client, LocalCluster
 from hats import read_hats
@@ -258,7 +259,8 @@ def _result(
 ) -> IngestResult:
     if not is_valid_catalog(out):
         raise SchemaError("a valid HATS catalog", "an invalid one", str(out), "Remove it and ingest again.")
-    written = int(read_hats(out).catalog_info.total_rows)
+    catalog: Any = read_hats(out)
+    written = int(catalog.catalog_info.total_rows)
     if written != n_kept:
         raise SchemaError(
             f"{n_kept} rows in the catalog", f"{written}", str(out), "Remove it and ingest again."

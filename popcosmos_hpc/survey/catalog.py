@@ -1,5 +1,8 @@
 """A HATS catalog as the input of a run: one that `ingest` wrote, or another, read through a preset."""
 
+# hats declares more kinds of catalog than its reader returns here.
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Iterator
 from pathlib import Path
 

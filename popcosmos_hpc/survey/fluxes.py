@@ -4,6 +4,7 @@ A nanomaggy is 3.631e-6 Jy; an object of AB magnitude 22.5 has a flux of one nan
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 from astropy import units
@@ -55,7 +56,8 @@ def flux_factor(unit: str, zero_point: float | None, where: str) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", units.UnitsWarning)
-            return float(units.Unit(unit).to(units.Jy) / NANOMAGGY_JY)
+            in_jansky: Any = units.Unit(unit).to(units.Jy)
+            return float(in_jansky / NANOMAGGY_JY)
     except (ValueError, TypeError, units.UnitConversionError) as error:
         raise ConfigurationError("a flux density per unit frequency", repr(unit), where, cure) from error
 

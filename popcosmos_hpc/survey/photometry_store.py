@@ -1,5 +1,8 @@
 """Canonical photometry of a run: one Zarr group per partition, in the order that blocks count rows."""
 
+# zarr declares members of a group as arrays or groups, and attributes as any JSON.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import shutil
 import uuid
 from collections.abc import Iterable

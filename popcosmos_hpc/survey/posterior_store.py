@@ -5,6 +5,9 @@ place once the block is committed. No shard is ever read, modified and written b
 chunk says nothing: the commit record does.
 """
 
+# zarr declares members of a group as arrays or groups, and attributes as any JSON.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import hashlib
 import shutil
 import uuid

@@ -1,5 +1,8 @@
 """The table a run hands to its users: one row per galaxy, with quantiles and certificate."""
 
+# zarr declares members of a group as arrays or groups.
+# pyright: reportArgumentType=false
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

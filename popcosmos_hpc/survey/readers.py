@@ -5,6 +5,9 @@ columns as Arrow tables with missing values as nulls. A damaged file is a Schema
 row is passed on, for the preset to refuse.
 """
 
+# h5py and astropy declare what a file might hold, not what was checked to be there.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false, reportReturnType=false
+
 import csv
 import gzip
 import warnings

@@ -90,7 +90,7 @@ def _train_network(
 
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
         held = source.round(index)
-        return np.asarray(of(held.theta)), getattr(held, name)
+        return np.asarray(of(jnp.asarray(held.theta))), getattr(held, name)
 
     inputs, targets = examples(0)
     sizes = (inputs.shape[1], *[size.width] * size.depth, targets.shape[1])

@@ -140,8 +140,9 @@ def read_published(folder: Path) -> PublishedPhotometry:
     buffer = lambda name: jnp.asarray(np.stack([s["_buffers"][name] for s in states]))  # noqa: E731
     names = tuple(path.name[len(_PREFIX) : -len(_SUFFIX)] for path in files)
     return PublishedPhotometry(
-        names, *(listed(name) for name in ("W", "b", "alphas", "betas")), buffer("parameters_shift"),
-        buffer("parameters_scale"), buffer("magnitudes_shift"), buffer("magnitudes_scale"),
+        names, listed("W"), listed("b"), listed("alphas"), listed("betas"),
+        buffer("parameters_shift"), buffer("parameters_scale"),
+        buffer("magnitudes_shift"), buffer("magnitudes_scale"),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,6 +107,14 @@ def load_recipe(path: Path | str) -> EmulatorRecipe:
         return EmulatorRecipe(**yaml.safe_load(path.read_text()))
     except (ValidationError, TypeError) as error:
         raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+
+
+@overload
+def expand(source: str) -> Path: ...
+
+
+@overload
+def expand(source: None) -> None: ...
 
 
 def expand(source: str | None) -> Path | None:
