@@ -14,7 +14,7 @@ from popcosmos_hpc.config import RunConfig, load_config
 from popcosmos_hpc.survey.preset import load_preset
 
 logger = logging.getLogger(__name__)
-DEFAULT_GALAXIES = 300
+DEFAULT_GALAXIES = 200
 
 
 def run_demo(
