@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 from popcosmos_hpc.errors import ConfigurationError
 
@@ -72,12 +72,11 @@ class ParameterSpace:
     def from_list(cls, records: list[dict]) -> "ParameterSpace":
         """Inverse of `to_list`."""
         infinite = {"lower": float("-inf"), "upper": float("inf")}
-        return cls(
-            tuple(
-                Parameter(**{k: infinite[k] if v is None and k in infinite else v for k, v in r.items()})
-                for r in records
-            )
-        )
+        parameters = []
+        for record in records:
+            bounds: dict[str, Any] = {key: infinite[key] for key in infinite if record.get(key) is None}
+            parameters.append(Parameter(**{**record, **bounds}))
+        return cls(tuple(parameters))
 
 
 def _ratio(index: int) -> Parameter:

@@ -1,5 +1,6 @@
 """Documentation says what the code does: commands, options, links, files and tables."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -72,8 +73,20 @@ def test_other_commands_are_ones_that_we_expect():
         "sbatch",
         "qsub",
         "docker",
+        "python",  # of this checkout's benchmarks alone: the next test
     }
     assert heads <= allowed, f"commands that no test checks: {heads - allowed}"
+
+
+@pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("python ")])
+def test_benchmark_commands_parse(page, command):
+    _, module, name, *words = shlex.split(command)
+    assert (module, name.split(".")[0]) == ("-m", "benchmarks")
+    verb = importlib.import_module(name).main
+    for parameter in verb.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type.exists = False
+    verb.make_context(verb.name, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

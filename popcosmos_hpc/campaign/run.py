@@ -165,7 +165,7 @@ class Campaign:
         while (self._pending or self._waiting or self._in_flight) and not stop():
             too_many = self._failed_now >= self._config.retry.stop_after_failed_blocks
             if too_many and not self._in_flight:
-                logger.error("%d blocks failed in this session: stopping", self._failed_now)
+                logger.error("%d blocks failed since the start: stopping", self._failed_now)
                 return
             if not too_many:
                 self._refill(executor)

@@ -1,5 +1,7 @@
 """Joint prior of redshift and mass: a galaxy stellar mass function times the comoving volume."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ _LOG_MASS = (10.79, 10.88, 10.84)
 _SLOPES = (-0.28, -1.48)
 _CLAMP = 3.0  # the quadratics in redshift are fits to z < 3; beyond, they turn over and run away
 
+_COSMOLOGY: Any = Planck18  # astropy declares no type for it
 _DEGREE = 14
 _GRID = 241
 _WIDE_OFFSET = 0.3
@@ -68,8 +71,8 @@ class MassRedshift(eqx.Module):
         self.redshift_min, self.redshift_max = float(redshift_min), float(redshift_max)
         x = 0.5 * (1.0 - np.cos(np.pi * (np.arange(200) + 0.5) / 200))
         redshift = np.expm1(self._log_range()[0] + x * self._log_range()[1])
-        modulus = np.asarray(Planck18.distmod(redshift).value) - 5.0 * np.log10(redshift)
-        volume = np.log(4 * np.pi * Planck18.differential_comoving_volume(redshift).value / redshift**2)
+        modulus = np.asarray(_COSMOLOGY.distmod(redshift).value) - 5.0 * np.log10(redshift)
+        volume = np.log(4 * np.pi * _COSMOLOGY.differential_comoving_volume(redshift).value / redshift**2)
         fit = lambda y: np.polynomial.chebyshev.chebfit(2.0 * x - 1.0, y, _DEGREE)  # noqa: E731
         self.distance = jnp.asarray(fit(modulus), jnp.float32)
         self.volume = jnp.asarray(fit(volume), jnp.float32)
@@ -86,7 +89,7 @@ class MassRedshift(eqx.Module):
     def _tabulate(self, nodes: np.ndarray) -> tuple[np.ndarray, float]:
         """Cumulative probability at nodes of the scaled ln(1 + z), and the integral over the rectangle."""
         redshift = np.expm1(self._log_range()[0] + nodes * self._log_range()[1])
-        volume = 4 * np.pi * Planck18.differential_comoving_volume(redshift).value
+        volume = 4 * np.pi * _COSMOLOGY.differential_comoving_volume(redshift).value
         mass = np.linspace(*MASS_RANGE, _GRID)
         log_phi = np.asarray(
             jax.vmap(jax.vmap(log_mass_function, (0, None)), (None, 0))(
