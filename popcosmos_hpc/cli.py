@@ -343,28 +343,22 @@ def bundle() -> None:
 
 @bundle.command("show")
 @click.argument("name")
-def bundle_show(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+def bundle_show(name: str, as_json: bool) -> None:
     """Show what a bundle is made of, and how accurate it is.
 
     NAME is the name of a shipped bundle, or a folder.
 
     \b
       popcosmos-hpc bundle show kids9
+      popcosmos-hpc bundle show kids9 --json
     """
     import json
 
-    from popcosmos_hpc.model.bundle import load_bundle
+    from popcosmos_hpc.model.bundle import describe, load_bundle
 
     loaded = load_bundle(name)
-    low, high = loaded.manifest["redshift_range"]
-    click.echo(f"name       {loaded.manifest['name']}\nbands      {', '.join(loaded.bands)}")
-    click.echo(f"redshift   {low} to {high}\nsha256     {loaded.sha256}")
-    rest = {
-        key: value
-        for key, value in loaded.manifest.items()
-        if key not in ("name", "bands", "redshift_range") and len(json.dumps(value)) < 4000
-    }
-    click.echo(json.dumps(rest, indent=1, ensure_ascii=False))
+    click.echo(json.dumps(loaded.manifest, indent=1, ensure_ascii=False) if as_json else describe(loaded))
 
 
 @bundle.command("verify")

@@ -1,5 +1,6 @@
 """The command line: help that is fast and teaches, errors that are one message, exit codes."""
 
+import json
 import subprocess
 import sys
 import time
@@ -73,6 +74,9 @@ def test_bundle_verbs():
     shown = invoke("bundle", "show", toy_run.bundle())
     assert shown.exit_code == 0 and "u, g, r, i, z, y" in shown.output
     assert "complete" in invoke("bundle", "verify", toy_run.bundle()).output
+    shipped = invoke("bundle", "show", "kids9")
+    assert "p99" in shipped.output and "sedpy:vista_vircam_Z" in shipped.output
+    assert json.loads(invoke("bundle", "show", "kids9", "--json").output)["name"] == "kids9"
 
 
 def test_damaged_bundle_is_refused(tmp_path):
