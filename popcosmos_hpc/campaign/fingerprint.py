@@ -10,7 +10,7 @@ import popcosmos_hpc
 from popcosmos_hpc.errors import LedgerError
 
 # Rooms whose source decides the numbers; the others move them around.
-_NUMERICAL = ("model", "inference", "parameters.py", "photometry.py")
+_NUMERICAL = ("sps", "model", "inference", "survey/rounding.py", "parameters.py", "photometry.py")
 _NAME = "fingerprint.json"
 _CURE = "Restore it, or plan a new run."
 

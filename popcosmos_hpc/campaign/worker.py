@@ -162,7 +162,14 @@ def _per_band(settings: LikelihoodConfig, bands: tuple[str, ...]) -> tuple[list[
     named = set(settings.zero_points)
     if isinstance(settings.error_floor, dict):
         named |= set(settings.error_floor)
-        floors = [settings.error_floor.get(band, 0.0) for band in bands]
+        if bare := [band for band in bands if band not in settings.error_floor]:
+            raise ConfigurationError(
+                f"an error_floor for each of the bands {', '.join(bands)}",
+                f"none for {', '.join(bare)}",
+                "model.likelihood.error_floor",
+                "Name every band (0 is allowed), or give one number for all.",
+            )
+        floors = [settings.error_floor[band] for band in bands]
     else:
         floors = [float(settings.error_floor)] * len(bands)
     if strange := sorted(named - set(bands)):

@@ -145,7 +145,10 @@ class SMC(AbstractSampler):
             # Particles that never reached the posterior have not converged, however well they agree.
             thresholds=(jnp.where(complete, self.rhat_max, 0.0), self.ess_min),
             pareto_k=jnp.full((), jnp.nan),
-            log_evidence=logsumexp(state.log_evidence) - jnp.log(float(self.n_ensembles)),
+            # Before the last temperature it is the evidence of a tempered likelihood.
+            log_evidence=jnp.where(
+                complete, logsumexp(state.log_evidence) - jnp.log(float(self.n_ensembles)), jnp.nan
+            ),
             acceptance=jnp.mean(state.acceptance),
             n_evaluations=state.stage * (self.n_moves * self.n_ensembles * self.n_particles),
             sampler=jnp.full((), self.identifier, jnp.int32),

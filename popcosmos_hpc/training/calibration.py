@@ -98,8 +98,7 @@ def solve_zero_points(
     history = []
     for index in range(n_rounds):
         ratio = _ratios(predict, photometry, zero_points)
-        zero_points = zero_points * np.nanmedian(ratio, axis=0)
-        zero_points /= zero_points[reference]
+        zero_points = zero_points * _median_factor(ratio, bands, reference)
         history.append(zero_points.copy())
         logger.info("zero points, round %d of %d: %s", index + 1, n_rounds, np.round(zero_points, 4).tolist())
     ratio = _ratios(predict, photometry, zero_points)
@@ -107,6 +106,24 @@ def solve_zero_points(
         bands, zero_points, _bootstrap(ratio, seed) * zero_points, _excess_scatter(ratio, photometry),
         np.isfinite(ratio).sum(0), np.array(history),
     )  # fmt: skip
+
+
+def _median_factor(ratio: np.ndarray, bands: tuple[str, ...], reference: int) -> np.ndarray:
+    """Median ratio over that of the reference; 1, with a warning, where too few galaxies have the band."""
+    enough = np.isfinite(ratio).sum(0) >= _MIN_GALAXIES
+    if not enough[reference]:
+        raise ConfigurationError(
+            f"at least {_MIN_GALAXIES} galaxies bright in the reference band {bands[reference]}",
+            str(np.isfinite(ratio[:, reference]).sum()),
+            "zero points",
+            "Choose another reference band.",
+        )
+    for band in np.flatnonzero(~enough):
+        logger.warning(
+            "zero points: %s is bright in too few galaxies; its factor stays as it is", bands[band]
+        )
+    median = np.nanmedian(np.where(enough, ratio, 1.0), axis=0)
+    return np.where(enough, median / median[reference], 1.0)
 
 
 def _draw_shapes(prior: AbstractPrior, seed: int, n_spectra: int) -> Array:

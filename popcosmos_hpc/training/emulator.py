@@ -1,5 +1,7 @@
 """Synthesis to emulator: train the networks of a bundle, measure them, and ship them."""
 
+import hashlib
+import json
 import logging
 import platform
 from collections.abc import Callable
@@ -98,8 +100,21 @@ def _train_network(
     key = jax.random.fold_in(jax.random.PRNGKey(recipe.seed), len(name))
     network = initial_network(key, sizes, moments(inputs), moments(targets))
     schedule = Schedule(size.n_rounds, recipe.batch_size, size.learning_rate, recipe.seed)
-    checkpoint = None if checkpoints is None else checkpoints / f"{recipe.name}-{name}.eqx"
+    checkpoint = (
+        None if checkpoints is None else checkpoints / f"{recipe.name}-{name}-{_digest(simulator)}.eqx"
+    )
     return train(network, _absolute, examples, schedule, checkpoint, f"{recipe.name} {name}")
+
+
+def _digest(simulator: Simulator) -> str:
+    """Short hash of all that a training depends on, so that no other training's state is resumed."""
+    facts = {
+        "recipe": simulator.recipe.model_dump(mode="json"),
+        "filters": [f.sha256 for f in (*simulator.filters, *simulator.rest_filters)],
+        "grids": simulator.provenance["files"],
+        "package": popcosmos_hpc.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _assemble(simulator: Simulator, networks: dict[str, Network]) -> SpeculatorEmulator:

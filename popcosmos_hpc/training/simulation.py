@@ -11,7 +11,7 @@ from jax import Array
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.parameters import ParameterSpace, pop_cosmos
 from popcosmos_hpc.sps.filters import Filter, load_filter
-from popcosmos_hpc.sps.grid import find_torus_file, wavelength_grid
+from popcosmos_hpc.sps.grid import LYMAN_LIMIT, find_torus_file, wavelength_grid
 from popcosmos_hpc.sps.load_bagpipes import load_bagpipes
 from popcosmos_hpc.sps.load_dsps import load_dsps
 from popcosmos_hpc.sps.load_fsps import load_fsps
@@ -21,6 +21,7 @@ from popcosmos_hpc.training.recipe import EmulatorRecipe, expand
 
 FAINT = 20.0  # mag per Msun; fainter continua are not learned but floored here
 LINE_FLOOR = 1e-6  # Lsun per Msun: an equivalent width below 0.1 Angstrom in any galaxy
+_HEATING = 2.0e4  # Angstrom; starlight beyond is hardly absorbed
 _CHUNK = 128  # fits the caches of a core
 _STRONG = 0.01  # a line is emulated where it adds this fraction to a broad band of some galaxies
 
@@ -32,6 +33,7 @@ class Simulator(NamedTuple):
         recipe: what is trained.
         sps: the synthesis.
         filters: the bands.
+        rest_filters: the rest-frame bands.
         bands: photometer of the bands.
         rest: photometer of the rest-frame bands.
         strong: (line,) True for lines that the line network learns; the rest stay in the continuum.
@@ -43,6 +45,7 @@ class Simulator(NamedTuple):
     recipe: EmulatorRecipe
     sps: SPS
     filters: tuple[Filter, ...]
+    rest_filters: tuple[Filter, ...]
     bands: Photometer
     rest: Photometer
     strong: np.ndarray
@@ -81,7 +84,10 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     observed = [*filters, *(load_filter(name, source) for name, source in anchors)]
     blue = min(min(f.wave[0] for f in observed) / (1 + high), min(f.wave[0] for f in rest))
     red = max(f.wave[-1] for f in (*observed, *rest))
-    wave = wavelength_grid(0.98 * blue, 1.02 * red, recipe.synthesis.resolution)
+    # All starlight that heats dust must lie on the axis, whatever the bands.
+    wave = wavelength_grid(
+        min(0.98 * blue, LYMAN_LIMIT), max(1.02 * red, _HEATING), recipe.synthesis.resolution
+    )
     torus = expand(recipe.synthesis.torus) or find_torus_file()
     grids = _load_grids(recipe, wave, torus)
     sps = build_sps(grids, pop_cosmos(high), recipe.synthesis.agn, high)
@@ -98,7 +104,7 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     if recipe.anchor is not None:
         anchor = build_anchor(expand(recipe.anchor.folder), recipe.anchor.bands, sps, high)
     rest_bands = build_photometer(sps, list(rest), 0.0)
-    return Simulator(recipe, sps, filters, bands, rest_bands, strong, width, grids.provenance, anchor)
+    return Simulator(recipe, sps, filters, rest, bands, rest_bands, strong, width, grids.provenance, anchor)
 
 
 def _load_grids(recipe: EmulatorRecipe, wave: np.ndarray, torus):

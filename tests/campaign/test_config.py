@@ -88,3 +88,14 @@ def test_shipped_clusters_load(path):
 def test_shipped_names_match_files():
     for path in (REPOSITORY / "configs/runs").glob("*.yaml"):
         assert load_config(path.stem).name == path.stem
+
+
+def test_every_fitted_band_needs_an_error_floor():
+    from popcosmos_hpc.campaign.worker import _per_band
+    from popcosmos_hpc.config import LikelihoodConfig
+
+    settings = LikelihoodConfig(error_floor={"g": 0.02}, zero_points={"r": 1.1})
+    with pytest.raises(ConfigurationError, match="none for r"):
+        _per_band(settings, ("g", "r"))
+    factors, floors = _per_band(LikelihoodConfig(error_floor={"g": 0.02, "r": 0.0}), ("g", "r"))
+    assert factors == [1.0, 1.0] and floors == [0.02, 0.0]

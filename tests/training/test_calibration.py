@@ -54,6 +54,18 @@ def mock(bundle, injected) -> Photometry:
     )
 
 
+def test_a_band_that_says_nothing_keeps_its_factor(bundle, mock, caplog):
+    blind = mock.state.copy()
+    blind[:, bundle.bands.index("NUV")] = BandState.MISSING
+    few = mock._replace(state=blind)
+    found = solve_zero_points(bundle.emulator(), bundle.prior(), few, REFERENCE, n_spectra=128)
+    assert found.zero_points[bundle.bands.index("NUV")] == 1.0
+    assert np.all(np.isfinite(found.zero_points)) and "NUV" in caplog.text
+    blind[:, bundle.bands.index(REFERENCE)] = BandState.MISSING
+    with pytest.raises(ConfigurationError, match="reference band"):
+        solve_zero_points(bundle.emulator(), bundle.prior(), few, REFERENCE, n_spectra=128)
+
+
 def test_injected_zero_points_are_recovered(bundle, mock, injected):
     found = solve_zero_points(bundle.emulator(), bundle.prior(), mock, REFERENCE, n_spectra=512)
     assert found.bands == bundle.bands and found.history.shape == (2, len(bundle.bands))
