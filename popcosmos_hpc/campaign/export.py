@@ -24,7 +24,7 @@ from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN
 
 import popcosmos_hpc
 from popcosmos_hpc.campaign.ledger import Ledger
-from popcosmos_hpc.errors import LedgerError
+from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.partition import Partition
 from popcosmos_hpc.survey.files import replace_atomically
 from popcosmos_hpc.survey.plan import HEALPIX_ORDER, Plan
@@ -32,6 +32,7 @@ from popcosmos_hpc.survey.posterior_store import open_partition
 from popcosmos_hpc.survey.products import summary_table
 
 _MOST_PARTITIONS_IN_METADATA = 50_000
+_MARK = "popcosmos_run"  # the property that tells an export from any other catalog
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ def export(
 
     Raises:
         LedgerError: there is no plan, or no block is committed yet.
+        ConfigurationError: `out_dir` holds something else than an earlier export, or the run itself.
     """
     run = Path(run_dir).absolute()
     out = Path(out_dir).absolute() if out_dir is not None else run / "catalog"
+    _check_replaceable(run, out)
     plan = Plan.read(run / "plan.parquet")
     done = set(Ledger(run).done(plan.blocks()))
     started = [block.partition for block in plan.blocks() if block.key in done]
@@ -84,6 +87,7 @@ def export(
         n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
         levels: Any = facts.get("redshift_quantile", ())
         _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted, levels)
+        _check_replaceable(run, out)  # again: what was free at the start may hold something now
         _swap(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -162,7 +166,7 @@ def _run_name(run: Path) -> str:
 
 def _provenance(run: Path, levels: Sequence[float]) -> dict[str, str]:
     """What a reader of the catalog needs to find the run again: its name, digests and their meaning."""
-    facts = {"popcosmos_run": _run_name(run), "popcosmos_version": popcosmos_hpc.__version__}
+    facts = {_MARK: _run_name(run), "popcosmos_version": popcosmos_hpc.__version__}
     if levels:
         facts["popcosmos_redshift_quantile_levels"] = " ".join(f"{level:g}" for level in levels)
     fingerprint = run / "fingerprint.json"
@@ -172,6 +176,31 @@ def _provenance(run: Path, levels: Sequence[float]) -> dict[str, str]:
             json.dumps(content, sort_keys=True).encode()
         ).hexdigest()
     return facts
+
+
+def _check_replaceable(run: Path, out: Path) -> None:
+    """Refuse to replace anything but an earlier export: what is replaced is deleted."""
+    place, home = out.resolve(), run.resolve()
+    if place == home or place in home.parents:
+        found = "the run directory" if place == home else "a folder that holds the run directory"
+    elif not out.exists() or (out.is_dir() and not any(out.iterdir())) or _is_export(out):
+        return
+    else:
+        found = "other files" if out.is_dir() else "a file"
+    raise ConfigurationError(
+        "no such folder yet, an empty one, or an earlier export",
+        found,
+        str(out),
+        "Choose another --out, or move away what is there.",
+    )
+
+
+def _is_export(folder: Path) -> bool:
+    properties = folder / "hats.properties"
+    if not properties.is_file():
+        return False
+    lines = properties.read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.partition("=")[0].strip() == _MARK for line in lines)
 
 
 def _swap(scratch: Path, out: Path) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN, compute_spatial_
 
 from popcosmos_hpc.campaign.export import export
 from popcosmos_hpc.campaign.ledger import BlockRecord, Ledger, Shard, new_token
-from popcosmos_hpc.errors import LedgerError, Status
+from popcosmos_hpc.errors import ConfigurationError, LedgerError, Status
 from popcosmos_hpc.partition import Block
 from popcosmos_hpc.survey.canonical import canonicalise
 from popcosmos_hpc.survey.photometry_store import read_block, write_partition
@@ -140,6 +141,33 @@ def test_exporting_again_replaces_the_catalog(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cat"]
 
 
+@pytest.mark.parametrize("what", ["files", "another catalog", "a file", "the run", "its parent", "a link"])
+def test_only_an_earlier_export_is_replaced(run, catalog, tmp_path, what):
+    out = tmp_path / "out"
+    if what == "files":
+        out.mkdir()
+        (out / "thesis.tex").touch()
+    elif what == "another catalog":  # as ingest writes it: HATS, but no export
+        shutil.copytree(catalog, out)
+        text = (out / "hats.properties").read_text()
+        (out / "hats.properties").write_text(text.replace("popcosmos_run=", "about_popcosmos_run="))
+    elif what == "a file":
+        out.touch()
+    elif what == "a link":
+        out.symlink_to(run)
+    else:
+        out = run if what == "the run" else run.parent
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ConfigurationError, match="earlier export"):
+        export(run, out)
+    assert out.exists() and sorted(out.rglob("*")) == before
+
+
+def test_an_empty_folder_is_taken(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert is_valid_catalog(export(run, tmp_path / "out").catalog)
+
+
 def test_a_failed_export_leaves_the_old_one(run, tmp_path, monkeypatch):
     export(run, tmp_path / "cat")
 
@@ -153,8 +181,6 @@ def test_a_failed_export_leaves_the_old_one(run, tmp_path, monkeypatch):
 
 
 def test_a_store_of_other_galaxies_is_refused(run, tmp_path):
-    import shutil
-
     import zarr
 
     shutil.copytree(run, tmp_path / "run")
