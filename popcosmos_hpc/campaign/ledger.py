@@ -144,14 +144,18 @@ class Ledger:
             The record that stands: this one, or that of another writer who was first (its token differs);
             a loser's scratch folder is deleted.
         """
+        # The record tells who won, not the answer to `link`: a network file system may send that request
+        # twice and then report that the file, its own, exists.
         scratch = self.scratch(block, record.token)
         _sync_tree(scratch)
-        won = self._publish(self._record_path(block), record) and not self._overtaken(block, record)
-        if not won:
-            shutil.rmtree(scratch, ignore_errors=True)
+        self._publish(self._record_path(block), record)
+        if self._overtaken(block, record):
+            self._record_path(block).unlink(missing_ok=True)
         standing = self.record(block)
         if standing is None:
             raise LedgerError("a record of the block just committed", "none", str(self._record_path(block)))
+        if standing.token != record.token:
+            shutil.rmtree(scratch, ignore_errors=True)
         self.install(block, standing)
         return standing
 
@@ -239,10 +243,7 @@ class Ledger:
         if not folded.exists():
             return False
         tokens = {item.token for item in self._read_folded(folded) if item.state == "done"}
-        if record.token in tokens:
-            return False
-        self._record_path(block).unlink(missing_ok=True)
-        return True
+        return record.token not in tokens
 
     # ---- reading
 
@@ -316,6 +317,7 @@ def _read_json(path: Path) -> Any:
 def _publish_bytes(path: Path, content: bytes) -> bool:
     """Create `path` with `content` as a whole, or leave it as it is and return False if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    created = True
     temporary = path.parent / f".{path.name}.{new_token()}"
     try:
         with open(temporary, "xb") as stream:
@@ -324,11 +326,11 @@ def _publish_bytes(path: Path, content: bytes) -> bool:
             os.fsync(stream.fileno())
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        created = False
     finally:
         temporary.unlink(missing_ok=True)
     _sync_directory(path.parent)
-    return True
+    return created
 
 
 def _sync_directory(folder: Path) -> None:

@@ -51,6 +51,20 @@ def test_second_writer_loses(ledger):
     assert not ledger.scratch(BLOCK, second.token).exists()
 
 
+def test_a_link_that_succeeded_but_was_reported_as_existing_is_won(ledger, monkeypatch):
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    record = write_attempt(ledger, BLOCK)
+    assert ledger.commit(BLOCK, record).token == record.token
+    assert (ledger.run_dir / SHARD).read_bytes() == b"draws"
+    assert not ledger.scratch(BLOCK, record.token).exists()
+
+
 def _race(run_dir, index, barrier):
     ledger = Ledger(run_dir)
     record = write_attempt(ledger, BLOCK, b"%d" % index, f"host-{os.getpid()}-{index}")
