@@ -173,7 +173,7 @@ def read_run_data(run_dir: Path, truth: Path | None = None, max_galaxies: int = 
         blocks=tuple(blocks),
         bands=bands,
         names=names,
-        units=tuple(attributes.get("summary_units", [""] * len(names))),
+        units=tuple(attributes.get("quantity_unit", [""] * len(names))),
         photometry=photometry,
         summary=arrays["summary"],
         redshift_quantiles=arrays["redshift_quantiles"],

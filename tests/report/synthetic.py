@@ -95,7 +95,8 @@ def _write_partition(run: Path, partition: Partition, names: tuple[str, ...], se
         if "log10_mass" in names:
             columns["log10_mass_true"] = _masses(theta)[..., 0]
     write_partition(run, partition, pa.table(columns))
-    create_partition_store(run, partition, BLOCK, DRAWS, toy.SPACE.names, names)
+    units = [f"unit of {name}" for name in names]
+    create_partition_store(run, partition, BLOCK, DRAWS, toy.SPACE.names, names, {"quantity_unit": units})
 
 
 def _masses(theta: np.ndarray) -> np.ndarray:

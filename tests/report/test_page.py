@@ -97,6 +97,11 @@ def test_rows_of_photometry_posterior_and_truth_belong_together(run):
     assert metrics.offset_and_scatter(data.median("log10_mass"), data.truth["log10_mass"])[0] > 300
 
 
+def test_quantities_have_the_units_of_the_store(run):
+    data = read_run_data(run)
+    assert data.units == tuple(f"unit of {name}" for name in data.names)
+
+
 def test_thinned_run_keeps_whole_blocks(run):
     data = read_run_data(run, max_galaxies=150)
     assert 0 < data.n_galaxies < data.status.galaxies_done
