@@ -14,7 +14,7 @@ from popcosmos_hpc.config import RunConfig
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
 from popcosmos_hpc.survey.files import replace_atomically
-from popcosmos_hpc.survey.photometry_store import write_photometry
+from popcosmos_hpc.survey.photometry_store import remove_photometry, write_photometry
 from popcosmos_hpc.survey.plan import Plan
 from popcosmos_hpc.survey.preset import load_preset
 
@@ -46,6 +46,8 @@ def plan_run(config: RunConfig, run_dir: Path) -> Plan:
             prints.read_fingerprint(run_dir), _fingerprint(config, run_dir, plan, bundle, bands), str(run_dir)
         )
         return plan
+    # An attempt that was cut short may have read another catalog, or this one before it changed.
+    remove_photometry(run_dir)
     plan = plan_catalog(
         catalog,
         max_rows=config.partition.max_rows,

@@ -18,7 +18,7 @@ from popcosmos_hpc.errors import LedgerError, SchemaError
 from popcosmos_hpc.partition import Block, Partition
 from popcosmos_hpc.photometry import BandState, Photometry
 from popcosmos_hpc.survey.catalog import SourceCatalog
-from popcosmos_hpc.survey.files import sync
+from popcosmos_hpc.survey.files import sync, sync_tree
 from popcosmos_hpc.survey.plan import Plan, pixel_range
 from popcosmos_hpc.survey.preset import SurveyPreset
 
@@ -31,6 +31,12 @@ _ROWS = ("object_id", "ra", "dec", SPATIAL_INDEX_COLUMN, "redshift", "redshift_e
 def store_path(run_dir: str | Path, partition: Partition) -> Path:
     """Folder of a partition's photometry."""
     return Path(run_dir) / "photometry" / f"{partition.key}.zarr"
+
+
+def remove_photometry(run_dir: str | Path) -> None:
+    """Delete the photometry of all partitions of a run; other files in its folder stay."""
+    for path in (Path(run_dir) / "photometry").glob("Norder=*/Dir=*/Npix=*.zarr"):
+        shutil.rmtree(path)
 
 
 def write_photometry(
@@ -82,8 +88,7 @@ def write_partition(run_dir: str | Path, partition: Partition, table: pa.Table) 
     scratch = Path(run_dir) / "scratch" / f"photometry-{uuid.uuid4().hex}"
     try:
         _write_group(scratch, table)
-        for file in scratch.rglob("*"):
-            sync(file)
+        sync_tree(scratch)
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
             scratch.rename(destination)

@@ -25,7 +25,7 @@ from zarr.codecs import BloscCodec
 from popcosmos_hpc.errors import ConfigurationError, LedgerError, SchemaError
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.partition import Block, Partition
-from popcosmos_hpc.survey.files import sync
+from popcosmos_hpc.survey.files import sync, sync_tree
 from popcosmos_hpc.survey.rounding import round_absolute, round_mantissa, round_theta
 
 SCHEMA_VERSION = 1
@@ -44,6 +44,7 @@ SUMMARY_BITS = 12
 REDSHIFT_QUANTILE_BITS = 14
 LOG_DENSITY_STEP = 2.0**-6
 _INNER_ROWS = 1024
+_INFORMATION = {"run"}  # attributes that decide nothing
 _DIMENSIONS = {
     "object_id": ("galaxy",),
     "theta": ("galaxy", "draw", "param"),
@@ -112,7 +113,8 @@ def create_partition_store(
         draws: draws per galaxy.
         param_names: names along `param`.
         summary_names: names along `quantity`.
-        attrs: further facts (units, run, levels of the quantiles); JSON values.
+        attrs: further facts (units, run, levels of the quantiles); JSON values. `run` is not compared: a run
+            may be renamed.
         redshift_levels: number of redshift quantiles.
 
     Raises:
@@ -135,11 +137,13 @@ def create_partition_store(
         shapes = _shapes(draws, len(param_names), len(summary_names), redshift_levels)
         try:
             _create_arrays(scratch, partition.n_galaxies, block_size, shapes, facts)
+            sync_tree(scratch)
             _rename_unless_there(scratch, path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     found = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    differing = sorted(key for key in facts if found.get(key) != _as_json(facts[key]))
+    compared = facts.keys() - _INFORMATION
+    differing = sorted(key for key in compared if found.get(key) != _as_json(facts[key]))
     if differing:
         raise LedgerError(
             f"a store with the same {', '.join(differing)}",

@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, table, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("popcosmos_hpc.survey.photometry_store.sync", full)
+    monkeypatch.setattr("popcosmos_hpc.survey.photometry_store.sync_tree", full)
     with pytest.raises(OSError, match="No space"):
         write_partition(tmp_path, Partition(0, 4, N), table)
     assert not store_path(tmp_path, Partition(0, 4, N)).exists() and not list(

@@ -55,7 +55,9 @@ def create(run_dir: Path, **changes) -> Path:
         "param_names": NAMES,
         "summary_names": ["a", "b", "c", "d"],
     }
-    return create_partition_store(run_dir, PARTITION, **(arguments | changes), attrs={"units": ("mag",)})
+    return create_partition_store(
+        run_dir, PARTITION, **({"attrs": {"units": ("mag",)}} | arguments | changes)
+    )
 
 
 def fill(run_dir: Path, data: BlockPosterior, blocks=None) -> None:
@@ -144,8 +146,30 @@ def test_a_store_of_other_facts_is_refused(tmp_path):
     assert create(tmp_path) == create(tmp_path)
     with pytest.raises(LedgerError, match="draws"):
         create(tmp_path, draws=DRAWS + 1)
+    with pytest.raises(LedgerError, match="weights"):
+        create(tmp_path, attrs={"weights": "other"})
     with pytest.raises(LedgerError, match="popcosmos-hpc fit"):
         open_partition(tmp_path, replace(PARTITION, pixel=7))
+
+
+def test_a_renamed_run_keeps_its_store(tmp_path):
+    assert create(tmp_path, attrs={"run": "old"}) == create(tmp_path, attrs={"run": "new"})
+    assert open_partition(tmp_path, PARTITION).attrs["run"] == "old"
+
+
+def test_a_new_store_is_on_disk_before_it_appears(tmp_path, monkeypatch):
+    synced = set()
+
+    def sync(path):
+        assert not (tmp_path / store_key(PARTITION)).exists()
+        synced.add(path)
+
+    monkeypatch.setattr("popcosmos_hpc.survey.files.sync", sync)
+    created = create(tmp_path)
+    (scratch,) = (path for path in synced if path.parent == tmp_path / "scratch")
+    assert {path.relative_to(scratch) for path in synced - {scratch}} == {
+        path.relative_to(created) for path in created.rglob("*")
+    }
 
 
 def test_wrong_lengths_and_bits_are_refused(tmp_path, posterior):
