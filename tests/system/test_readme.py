@@ -23,11 +23,13 @@ def _tour(readme: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def names(tmp_path, monkeypatch) -> dict[str, str]:
+def names(repository, tmp_path, monkeypatch) -> dict[str, str]:
     """What stands for the README's own names, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(toy_run.table(), "table.parquet")
-    changes = {"input": {"path": "cat"}, "survey": str(toy_run.preset())}
+    # The catalog stands where the README's own configuration looks for it.
+    path = yaml.safe_load((repository / "configs/runs/demo.yaml").read_text())["input"]["path"]
+    changes = {"input": {"path": path}, "survey": str(toy_run.preset())}
     settings = {**toy_run.settings(), **changes}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(settings))
     return {
