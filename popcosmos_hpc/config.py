@@ -247,6 +247,12 @@ class RunConfig(Section):
         del settings["model"]["bundle"]
         return _flatten(settings)
 
+    def with_input(self, catalog: Path | None) -> "RunConfig":
+        """The same settings for another catalog; themselves if it is None."""
+        if catalog is None:
+            return self
+        return self.model_copy(update={"input": self.input.model_copy(update={"path": str(catalog)})})
+
     def hash(self) -> str:
         """sha256 of the settings that results depend on."""
         return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()

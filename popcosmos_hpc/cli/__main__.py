@@ -1,0 +1,5 @@
+"""`python -m popcosmos_hpc.cli`."""
+
+from popcosmos_hpc.cli import main
+
+main()

@@ -1,0 +1,132 @@
+# ruff: noqa: D301  (click reads the character \b before examples, so docstrings cannot be raw)
+"""Verbs that make models and look at them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(short_help="Make models for other bands, or calibrate.")
+def train() -> None:
+    """Make models for other bands or physics, and find a survey's zero points."""
+
+
+@train.command("emulator", short_help="Train an emulator and write its bundle.")
+@click.argument("config", type=_PATH)
+@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@click.option(
+    "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
+)
+def train_emulator(config: Path, out: Path | None, checkpoint_dir: Path | None) -> None:
+    """Train the emulator of a training configuration and write its bundle.
+
+    How long that takes is said in CONFIG. After a stop, the same command goes on from its checkpoints.
+
+    \b
+      popcosmos-hpc train emulator configs/training/kids9.yaml --out my_bundle
+    """
+    from popcosmos_hpc.training.emulator import train_from_config
+
+    target = out or Path(config.stem)
+    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
+    click.echo(f"bundle     {train_from_config(config, target, states)}")
+
+
+@train.command("zero-points", short_help="Solve for zero points at known redshifts.")
+@click.argument("config")
+@click.option("--input", "catalog", type=_PATH, help="Catalog to use, instead of the one in CONFIG.")
+@click.option("--redshift-column", default="redshift_spec", show_default=True, help="Known redshifts.")
+@click.option("--where", help="Rows to use: an expression over the catalog's columns.")
+@click.option(
+    "--even-ids/--all",
+    default=True,
+    show_default=True,
+    help="Use even identifiers only, so that the odd ones can judge the result.",
+)
+@click.option("--reference", required=True, help="Band whose zero point stays 1.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds; more than two drift."
+)
+@click.option(
+    "--galaxies",
+    type=click.IntRange(min=30),
+    default=1500,
+    show_default=True,
+    help="Most galaxies, by chance.",
+)
+@click.option(
+    "--spectra", type=click.IntRange(min=2), default=4096, show_default=True, help="Spectra per galaxy."
+)
+@click.option("--out", type=_PATH, help="YAML file to write.")
+def train_zero_points(
+    config: str,
+    catalog: Path | None,
+    reference: str,
+    rounds: int,
+    spectra: int,
+    out: Path | None,
+    **sample: Any,
+) -> None:
+    """Solve for zero points at known redshifts.
+
+    Each galaxy is compared with many spectra of the prior at its own redshift. The outcome, one factor on
+    the model's flux per band, goes into model.likelihood.zero_points of CONFIG, a run's configuration. Its
+    bundle, prior, error floors and seed are used.
+
+    \b
+      popcosmos-hpc train zero-points zcosmos --input catalog --reference i \\
+        --where "redshift_class >= 3 and redshift_class < 5" --out zero_points.yaml
+    """
+    from popcosmos_hpc.config import load_config
+    from popcosmos_hpc.training import zero_points
+
+    settings = load_config(config).with_input(catalog)
+    chosen = zero_points.CalibrationSample(max_galaxies=sample.pop("galaxies"), **sample)
+    found = zero_points.calibrate(settings, chosen, reference, rounds, spectra)
+    click.echo(zero_points.zero_points_yaml(found, reference), nl=False)
+    if out is not None:
+        zero_points.write_zero_points(found, reference, out)
+
+
+@click.group()
+def bundle() -> None:
+    """Look at models."""
+
+
+@bundle.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+def bundle_show(name: str, as_json: bool) -> None:
+    """Show what a bundle is made of, and how accurate it is.
+
+    NAME is the name of a shipped bundle, or a folder.
+
+    \b
+      popcosmos-hpc bundle show kids9
+      popcosmos-hpc bundle show kids9 --json
+    """
+    import json
+
+    from popcosmos_hpc.model.bundle import describe, load_bundle
+
+    loaded = load_bundle(name)
+    click.echo(json.dumps(loaded.manifest, indent=1, ensure_ascii=False) if as_json else describe(loaded))
+
+
+@bundle.command("verify")
+@click.argument("name")
+def bundle_verify(name: str) -> None:
+    """Check a bundle's files against their hashes.
+
+    NAME is the name of a shipped bundle, or a folder.
+
+    \b
+      popcosmos-hpc bundle verify my_bundle
+    """
+    from popcosmos_hpc.model.bundle import load_bundle
+
+    loaded = load_bundle(name)
+    click.echo(f"{loaded.path}: complete, sha256 {loaded.sha256}")
