@@ -44,6 +44,10 @@ class BundleError(PopCosmosError):
     """A model bundle is damaged, incomplete, or does not fit the survey."""
 
 
+class TrainingError(PopCosmosError):
+    """A training cannot go on: its loss or its data are not finite."""
+
+
 class Status(IntEnum):
     """Outcome of one galaxy's fit; stored per galaxy, one sentence each in `Status.sentence`."""
 

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from popcosmos_hpc.errors import TrainingError
+
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Array, Array], Array]
@@ -28,20 +30,26 @@ class Schedule(NamedTuple):
         batch_size: examples per gradient step.
         learning_rate: peak of a cosine that ends at zero.
         seed: of shuffling.
+        average: decay per step of the moving average of the weights; 0 keeps none, and the last weights
+            are returned.
+        clip: largest norm of a gradient; longer ones are shortened to it. 0 for none.
     """
 
     n_rounds: int
     batch_size: int = 1000
     learning_rate: float = 2e-3
     seed: int = 0
+    average: float = 0.0
+    clip: float = 0.0
 
 
 class Progress(NamedTuple):
-    """What a checkpoint holds: the round to do next, the model, and the optimiser's state."""
+    """What a checkpoint holds: the round to do next, the model, the optimiser's state, the average."""
 
     round: Array
     model: Any
     optimiser: Any
+    average: Any = None
 
 
 def train(
@@ -67,22 +75,26 @@ def train(
         save_every: least time between checkpoints [s].
 
     Returns:
-        The trained model.
+        The trained model, averaged if the schedule says so.
+
+    Raises:
+        TrainingError: the loss is no longer finite; the last checkpoint is of a round before that.
     """
-    optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=schedule.learning_rate)
-    progress = Progress(
-        jnp.zeros((), jnp.int32), model, optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    )
+    optimiser = _optimiser(schedule)
+    weights = eqx.filter(model, eqx.is_inexact_array)
+    average = jax.tree.map(jnp.copy, weights) if schedule.average else None
+    progress = Progress(jnp.zeros((), jnp.int32), model, optimiser.init(weights), average)
     if checkpoint is not None and checkpoint.exists():
         progress = eqx.tree_deserialise_leaves(checkpoint, progress)
         logger.info("%s: resumes at round %d of %d", name, int(progress.round), schedule.n_rounds)
-    step = _make_step(loss, optimiser)
+    step = _make_step(loss, optimiser, schedule.average)
     saved = told = time.monotonic()
     for index in range(int(progress.round), schedule.n_rounds):
         inputs, targets = _batches(*source(index), schedule, index)
         rates = _cosine(schedule, index, len(inputs))
-        model, state, mean = step(progress.model, progress.optimiser, inputs, targets, rates)
-        progress = Progress(jnp.asarray(index + 1, jnp.int32), model, state)
+        *state, mean = step(*progress[1:], inputs, targets, rates)
+        _check(float(mean), name, index, checkpoint)
+        progress = Progress(jnp.asarray(index + 1, jnp.int32), *state)
         now = time.monotonic()
         if checkpoint is not None and (now - saved > save_every or index + 1 == schedule.n_rounds):
             save_checkpoint(checkpoint, progress)
@@ -90,7 +102,24 @@ def train(
         if now - told > 20 or index + 1 == schedule.n_rounds:
             logger.info("%s: round %d of %d, loss %.5f", name, index + 1, schedule.n_rounds, float(mean))
             told = now
-    return progress.model
+    if progress.average is None:
+        return progress.model
+    return eqx.combine(progress.average, progress.model)
+
+
+def _optimiser(schedule: Schedule) -> optax.GradientTransformation:
+    adam = optax.inject_hyperparams(optax.adam)(learning_rate=schedule.learning_rate)
+    return optax.chain(optax.clip_by_global_norm(schedule.clip), adam) if schedule.clip else adam
+
+
+def _check(mean: float, name: str, index: int, checkpoint: Path | None) -> None:
+    if math.isfinite(mean):
+        return
+    kept = "none was kept" if checkpoint is None or not checkpoint.exists() else str(checkpoint)
+    raise TrainingError(
+        "a finite loss", str(mean), f"{name}, round {index + 1}",
+        f"Lower the learning rate or look at the training data. Last good state: {kept}.",
+    )  # fmt: skip
 
 
 def save_checkpoint(path: Path, progress: Progress) -> None:
@@ -101,26 +130,35 @@ def save_checkpoint(path: Path, progress: Progress) -> None:
     os.replace(partial, path)
 
 
-def _make_step(loss: Loss, optimiser: optax.GradientTransformation):
+def _make_step(loss: Loss, optimiser: optax.GradientTransformation, decay: float):
     def mean_loss(model, inputs, targets):
         return jnp.mean(jax.vmap(loss, in_axes=(None, 0, 0))(model, inputs, targets))
 
     @eqx.filter_jit(donate="all")
-    def run(model, state, inputs, targets, rates):
+    def run(model, state, average, inputs, targets, rates):
         arrays, static = eqx.partition(model, eqx.is_inexact_array)
 
         def body(carry, batch):
-            arrays, state = carry
+            arrays, state, average = carry
             x, y, rate = batch
-            state.hyperparams["learning_rate"] = rate
+            _adam_state(state).hyperparams["learning_rate"] = rate
             value, gradient = jax.value_and_grad(lambda a: mean_loss(eqx.combine(a, static), x, y))(arrays)
             updates, state = optimiser.update(gradient, state, arrays)
-            return (optax.apply_updates(arrays, updates), state), value
+            arrays = optax.apply_updates(arrays, updates)
+            if average is not None:
+                average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, arrays)
+            return (arrays, state, average), value
 
-        (arrays, state), values = jax.lax.scan(body, (arrays, state), (inputs, targets, rates))
-        return eqx.combine(arrays, static), state, jnp.mean(values)
+        carry = (arrays, state, average)
+        (arrays, state, average), values = jax.lax.scan(body, carry, (inputs, targets, rates))
+        return eqx.combine(arrays, static), state, average, jnp.mean(values)
 
     return run
+
+
+def _adam_state(state: Any) -> Any:
+    """The part that holds the learning rate: all of it, or what follows the clipping."""
+    return state if hasattr(state, "hyperparams") else state[1]
 
 
 def _batches(
