@@ -112,7 +112,8 @@ class ModelConfig(Section):
 
     Attributes:
         bundle: name of a shipped bundle, or a folder with manifest.json and weights.safetensors.
-        prior: name of a prior the bundle can build.
+        prior: `analytic` or `gaussian`, if the bundle can build it, or a population bundle: the name of a
+            shipped one, or a folder.
         bands: bands to fit; all that survey and bundle share if not given.
         use_redshift: take a known redshift as a datum.
         likelihood: noise model.
@@ -243,8 +244,10 @@ class RunConfig(Section):
         settings = self.resolved()
         for key in ("name", "executor", "retry", "input"):
             del settings[key]
-        # The bundle is known by the hash of its weights, not by where it lies.
+        # Bundles are known by the hashes of their weights, not by where they lie.
         del settings["model"]["bundle"]
+        if self.model.prior not in ("analytic", "gaussian"):
+            settings["model"]["prior"] = "population"
         return _flatten(settings)
 
     def with_input(self, catalog: Path | None) -> "RunConfig":

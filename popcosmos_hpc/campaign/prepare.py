@@ -9,7 +9,7 @@ import yaml
 
 from popcosmos_hpc.campaign import fingerprint as prints
 from popcosmos_hpc.campaign.events import log_event
-from popcosmos_hpc.campaign.worker import PLAN_FILE, RUN_FILE, build_model, make_sampler, read_run
+from popcosmos_hpc.campaign.worker import PLAN_FILE, RUN_FILE, build_model, make_sampler, prior_hash, read_run
 from popcosmos_hpc.config import RunConfig
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
@@ -96,9 +96,10 @@ def _absolute(config: RunConfig) -> RunConfig:
     changes: dict[str, Any] = {
         "input": config.input.model_copy(update={"path": str(Path(config.input.path).resolve())})
     }
-    if Path(config.model.bundle).is_dir():
-        bundle = str(Path(config.model.bundle).resolve())
-        changes["model"] = config.model.model_copy(update={"bundle": bundle})
+    named = {"bundle": config.model.bundle, "prior": config.model.prior}
+    folders = {key: str(Path(name).resolve()) for key, name in named.items() if Path(name).is_dir()}
+    if folders:
+        changes["model"] = config.model.model_copy(update=folders)
     if Path(config.survey).is_file():
         changes["survey"] = str(Path(config.survey).resolve())
     return config.model_copy(update=changes)
@@ -139,6 +140,7 @@ def _fingerprint(config: RunConfig, run_dir: Path, plan: Plan, bundle: Any, band
         "bands": list(bands),
         "plan": prints.digest_of([plan.block_size, partitions]),
         "weights": bundle.sha256,
+        **({"prior": population} if (population := prior_hash(config)) else {}),
         "code": prints.code_version(),
         "input": _input_hash(Path(config.input.path), run_dir),
     }

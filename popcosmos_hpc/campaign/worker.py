@@ -112,6 +112,12 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
             str(config.model.bundle),
             "Restore the bundle that the run was planned with, or plan a new run.",
         )
+    prior = prior_hash(config)
+    if prior != stored.get("prior"):
+        raise LedgerError(
+            f"a population bundle of sha256 {stored.get('prior')}", str(prior), config.model.prior,
+            "Restore the population that the run was planned with, or plan a new run.",
+        )  # fmt: skip
     model = build_model(config, bundle, tuple(stored["bands"]))
     parameter_units = tuple(parameter.unit for parameter in model.space.parameters)
     return Worker(
@@ -123,6 +129,14 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
         summary_names=tuple(summary_names(model)),
         summary_units=parameter_units + tuple(model.emulator.derived_units),
     )
+
+
+def prior_hash(config: RunConfig) -> str | None:
+    """sha256 of the population bundle that is the prior; None for priors that are code."""
+    from popcosmos_hpc.model.bundle import BUILT_IN_PRIORS, load_bundle
+
+    name = config.model.prior
+    return None if name in BUILT_IN_PRIORS else load_bundle(name, "population").sha256
 
 
 def build_model(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:

@@ -110,7 +110,8 @@ def bundle_show(name: str, as_json: bool) -> None:
     """
     import json
 
-    from popcosmos_hpc.model.bundle import describe, load_bundle
+    from popcosmos_hpc.cli.describe import describe
+    from popcosmos_hpc.model.bundle import load_bundle
 
     loaded = load_bundle(name)
     click.echo(json.dumps(loaded.manifest, indent=1, ensure_ascii=False) if as_json else describe(loaded))

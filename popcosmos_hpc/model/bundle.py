@@ -1,4 +1,4 @@
-"""A model bundle: one self-contained, hashed model for one set of bands.
+"""A model bundle: one self-contained, hashed model, of photometry, a population or uncertainties.
 
 A bundle is a folder with `manifest.json` (facts) and `weights.safetensors` (arrays). The manifest
 names the sha256 of the weights; both are checked on load. No file of a bundle is ever executed.
@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from popcosmos_hpc.errors import BundleError
+from popcosmos_hpc.model.diffusion_bundle import prior_from_bundle
 from popcosmos_hpc.model.emulator import AbstractEmulator, LinearEmulator, band_indices
 from popcosmos_hpc.model.prior import AbstractPrior, AnalyticPrior, GaussianPrior
 from popcosmos_hpc.model.speculator import SpeculatorEmulator
@@ -23,7 +24,15 @@ from popcosmos_hpc.parameters import ParameterSpace
 
 FORMAT = 1
 _SHIPPED = Path(__file__).parents[1] / "bundles"
-_REQUIRED = ("format", "name", "emulator", "bands", "space", "redshift_range", "weights_sha256")
+_COMMON = ("format", "name", "weights_sha256")
+_REQUIRED = {
+    "photometry": (*_COMMON, "emulator", "bands", "space", "redshift_range"),
+    "population": (*_COMMON, "space", "diffusion"),
+    "uncertainty": (*_COMMON, "bands"),
+    "flow": (*_COMMON, "space", "teacher_sha256", "accuracy"),
+    "map": (*_COMMON, "space", "teacher_sha256", "accuracy"),
+}
+BUILT_IN_PRIORS = ("analytic", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Bundle:
     manifest: dict
     arrays: dict[str, np.ndarray]
     sha256: str
+
+    @property
+    def kind(self) -> str:
+        """What it models: `photometry`, `population`, `uncertainty`, or a student (`flow`, `map`)."""
+        return self.manifest.get("kind", "photometry")
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -81,22 +95,30 @@ class Bundle:
         """A prior over the bundle's parameters.
 
         Args:
-            name: `analytic` (the Prospector-type prior of pop-cosmos), or `gaussian` if the bundle
-                holds one.
+            name: `analytic` (the Prospector-type prior of pop-cosmos); `gaussian` if the bundle holds one;
+                or the name or folder of a population bundle.
 
         Raises:
-            BundleError: the bundle has no such prior.
+            BundleError: there is no such prior, or it is one of other parameters.
         """
         if name == "gaussian" and "prior.mean" in self.arrays:
             cholesky = jnp.asarray(self.arrays["prior.cholesky"])
             return GaussianPrior(self.space, jnp.asarray(self.arrays["prior.mean"]), cholesky)
-        if name == "analytic" and self.manifest["emulator"] == "speculator":
+        if name == "analytic" and self.manifest["emulator"] != "linear":
             low, high = self.redshift_range
             return AnalyticPrior(self.space, max(low, 1e-3), high)
-        known = ["gaussian"] if "prior.mean" in self.arrays else ["analytic"]
-        raise BundleError(
-            f"one of the priors {', '.join(known)}", repr(name), str(self.path), "Set model.prior."
-        )
+        own = ["gaussian"] if "prior.mean" in self.arrays else ["analytic"]
+        if name in BUILT_IN_PRIORS:
+            raise BundleError(f"the prior {own[0]} or a population bundle", repr(name), str(self.path))
+        prior = load_population(name)
+        if prior.space.names != self.space.names:
+            raise BundleError(
+                f"a population over the parameters {', '.join(self.space.names)}",
+                f"one over {', '.join(prior.space.names)}",
+                str(name),
+                "Choose a population for this model, or the prior " + own[0] + ".",
+            )
+        return prior
 
 
 def save_bundle(path: Path | str, manifest: dict, arrays: dict[str, np.ndarray]) -> Path:
@@ -104,8 +126,9 @@ def save_bundle(path: Path | str, manifest: dict, arrays: dict[str, np.ndarray])
 
     Args:
         path: folder to write.
-        manifest: name, emulator (`linear` or `speculator`), bands, space (`ParameterSpace.to_list`),
-            redshift_range, and whatever else describes the model.
+        manifest: name, kind (`photometry` if none is given) and what it needs, such as emulator
+            (`linear` or `speculator`), bands, space (`ParameterSpace.to_list`) and redshift_range; and
+            whatever else describes the model.
         arrays: name -> array.
 
     Raises:
@@ -122,14 +145,21 @@ def save_bundle(path: Path | str, manifest: dict, arrays: dict[str, np.ndarray])
     return path
 
 
-def load_bundle(name: str | Path) -> Bundle:
+def load_population(name: str | Path) -> AbstractPrior:
+    """The prior of a population bundle; arguments and errors as for `load_bundle`."""
+    bundle = load_bundle(name, "population")
+    return prior_from_bundle(bundle.manifest, bundle.arrays, str(bundle.path))
+
+
+def load_bundle(name: str | Path, kind: str | None = None) -> Bundle:
     """Load and verify a bundle.
 
     Args:
         name: a folder, or the name of a bundle shipped with the package.
+        kind: kind that it must be of; any if None.
 
     Raises:
-        BundleError: no such bundle, or it is damaged, incomplete or of another format.
+        BundleError: no such bundle, or it is damaged, incomplete, or of another format or kind.
     """
     path = Path(name)
     if not path.is_dir():
@@ -165,56 +195,31 @@ def load_bundle(name: str | Path) -> Bundle:
         raise BundleError(
             "a safetensors file", str(error), str(path / "weights.safetensors"), "Write it anew."
         ) from error
-    return Bundle(path, manifest, arrays, hashlib.sha256(text).hexdigest())
+    bundle = Bundle(path, manifest, arrays, hashlib.sha256(text).hexdigest())
+    if kind not in (None, bundle.kind):
+        raise BundleError(f"a bundle of the kind {kind}", bundle.kind, str(path), "Name another bundle.")
+    return bundle
 
 
-def shipped_bundles() -> tuple[str, ...]:
-    """Names of the bundles in the package."""
-    return tuple(sorted(path.parent.name for path in _SHIPPED.glob("*/manifest.json")))
-
-
-def describe(bundle: Bundle) -> str:
-    """A bundle's facts for people: bands, accuracy, origin; entries that it lacks are left out."""
-    facts = bundle.manifest
-    low, high = bundle.redshift_range
-    lines = [
-        f"name        {facts['name']}",
-        f"about       {facts.get('description', '')}",
-        f"redshift    {low:g} to {high:g}",
-        f"parameters  {', '.join(bundle.space.names)}",
-        f"bands       {', '.join(bundle.bands)}",
-    ]
-    accuracy = facts.get("accuracy")
-    if accuracy:
-        overall = accuracy["overall"]
-        lines.append(
-            "accuracy    median {median:.4f}, p95 {p95:.4f}, p99 {p99:.4f} mag".format(**overall)
-            + f" on {accuracy['n_test']} held-out draws"
-        )
-        lines.append(f"\n{'band':>12} {'pivot [A]':>10} {'median':>8} {'p95':>8} {'p99':>8}  filter")
-        filters = facts.get("filters", {})
-        for band, row in zip(bundle.bands, accuracy["per_band"], strict=True):
-            curve = filters.get(band, {})
-            numbers = " ".join(f"{value:8.4f}" for value in row)
-            lines.append(
-                f"{band:>12} {curve.get('pivot', float('nan')):10.1f} {numbers}  {curve.get('source', '')}"
-            )
-        lines.append("")
-    synthesis = facts.get("synthesis", {})
-    lines += [f"origin      {synthesis['backend']}"] if synthesis else []
-    lines += [f"cite        {'; '.join(synthesis['citations'])}"] if "citations" in synthesis else []
-    return "\n".join(
-        [*lines, f"weights     sha256 {facts['weights_sha256']}", f"manifest    sha256 {bundle.sha256}"]
-    )
+def shipped_bundles(kind: str | None = None) -> tuple[str, ...]:
+    """Names of the bundles in the package, of one kind or of all."""
+    kinds = {
+        path.parent.name: json.loads(path.read_bytes()).get("kind", "photometry")
+        for path in _SHIPPED.glob("*/manifest.json")
+    }
+    return tuple(sorted(name for name, its in kinds.items() if kind in (None, its)))
 
 
 def _check_entries(manifest: dict, where: str) -> None:
-    missing = [entry for entry in _REQUIRED if entry not in manifest]
+    kind = manifest.get("kind", "photometry")
+    if kind not in _REQUIRED:
+        raise BundleError(f"a kind among {', '.join(_REQUIRED)}", repr(kind), where)
+    missing = [entry for entry in _REQUIRED[kind] if entry not in manifest]
     if missing:
-        raise BundleError(f"the entries {', '.join(_REQUIRED)}", f"none of {', '.join(missing)}", where)
+        raise BundleError(f"the entries {', '.join(_REQUIRED[kind])}", f"none of {', '.join(missing)}", where)
     if manifest["format"] != FORMAT:
         raise BundleError(
             f"bundle format {FORMAT}", str(manifest["format"]), where, "Install a matching version."
         )
-    if manifest["emulator"] not in ("linear", "speculator"):
+    if kind == "photometry" and manifest["emulator"] not in ("linear", "speculator"):
         raise BundleError("emulator linear or speculator", repr(manifest["emulator"]), where)

@@ -13,6 +13,8 @@ from popcosmos_hpc.model.transforms import to_physical
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.photometry import Photometry
 
+_ROUNDING = 1e-4
+
 
 class GalaxyModel(eqx.Module):
     """Joint density of the base-space parameters u and the photometry of one galaxy.
@@ -68,10 +70,15 @@ class GalaxyModel(eqx.Module):
         return theta[self.space.index("redshift")]
 
     def log_likelihood_of_moments(self, predicted, model_variance, redshift, photometry: Photometry):
-        """Ln p(photometry | model) from stored `moments` and the redshift: no network is evaluated."""
+        """Ln p(photometry | model) from stored `moments` and the redshift: no network is evaluated.
+
+        Redshifts outside the emulator's range have no likelihood: a prior that reaches further is cut there.
+        """
         flux_term = self.likelihood.log_prob_scaled(predicted, model_variance, photometry)
         total = flux_term + self.likelihood.redshift_log_prob(redshift, photometry)
-        return jnp.where(jnp.isnan(total), LOWEST, jnp.maximum(total, LOWEST))
+        low, high = self.emulator.redshift_range
+        known = jnp.isfinite(total) & (redshift >= low - _ROUNDING) & (redshift <= high + _ROUNDING)
+        return jnp.where(known, jnp.maximum(total, LOWEST), LOWEST)
 
     def log_likelihood(self, u: Float[Array, " param"], photometry: Photometry) -> Scalar:
         """Ln p(photometry | u), known redshift included; finite for every u."""
