@@ -20,6 +20,8 @@ from popcosmos_hpc.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Array, Array], Array]
+SAVE_EVERY = 60.0
+"""Least time between checkpoints [s]."""
 
 
 class Schedule(NamedTuple):
@@ -59,7 +61,6 @@ def train(
     schedule: Schedule,
     checkpoint: Path | None = None,
     name: str = "training",
-    save_every: float = 60.0,
 ) -> Any:
     """Minimise the mean loss over examples.
 
@@ -72,7 +73,6 @@ def train(
         schedule: length and pace.
         checkpoint: file for the state, written atomically after a round.
         name: for the log.
-        save_every: least time between checkpoints [s].
 
     Returns:
         The trained model, averaged if the schedule says so.
@@ -96,7 +96,7 @@ def train(
         _check(float(mean), name, index, checkpoint)
         progress = Progress(jnp.asarray(index + 1, jnp.int32), *state)
         now = time.monotonic()
-        if checkpoint is not None and (now - saved > save_every or index + 1 == schedule.n_rounds):
+        if checkpoint is not None and (now - saved > SAVE_EVERY or index + 1 == schedule.n_rounds):
             save_checkpoint(checkpoint, progress)
             saved = now
         if now - told > 20 or index + 1 == schedule.n_rounds:

@@ -33,7 +33,8 @@ def test_finds_the_answer():
     assert np.allclose(model.slope, [1.5, -2.0], atol=1e-3)
 
 
-def test_resumed_training_equals_an_undisturbed_one(tmp_path):
+def test_resumed_training_equals_an_undisturbed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("popcosmos_hpc.training.fit.SAVE_EVERY", 0.0)
     whole = train(Line(jnp.zeros(2)), loss, source, SCHEDULE, tmp_path / "whole.eqx")
 
     class Killed(Exception):
@@ -46,11 +47,9 @@ def test_resumed_training_equals_an_undisturbed_one(tmp_path):
 
     path = tmp_path / "stopped.eqx"
     with pytest.raises(Killed):
-        train(Line(jnp.zeros(2)), loss, dying, SCHEDULE, path, save_every=0.0)
+        train(Line(jnp.zeros(2)), loss, dying, SCHEDULE, path)
     rounds = []
-    resumed = train(
-        Line(jnp.zeros(2)), loss, lambda i: rounds.append(i) or source(i), SCHEDULE, path, save_every=0.0
-    )
+    resumed = train(Line(jnp.zeros(2)), loss, lambda i: rounds.append(i) or source(i), SCHEDULE, path)
     assert rounds == list(range(7, 12))
     assert np.array_equal(whole.slope, resumed.slope)
     assert not list(tmp_path.glob("*.partial"))
