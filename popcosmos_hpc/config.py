@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -53,6 +53,9 @@ class Section(BaseModel):
     """A part of the configuration: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class InputConfig(Section):
@@ -303,18 +306,32 @@ def load_config(path_or_name: str | Path) -> RunConfig:
         ConfigurationError: the file is missing or not YAML; a key is unknown (the nearest legal one is
             named); a value is of the wrong type, out of range, or contradicts another.
     """
-    path = find_config("runs", path_or_name)
-    return parse_config(_read_yaml(path), str(path))
+    return load_settings(RunConfig, "runs", path_or_name)
+
+
+def load_settings(model: type[SectionType], kind: str, path_or_name: str | Path) -> SectionType:
+    """Read and check a configuration file of a given kind; arguments as for `find_config`.
+
+    Raises:
+        ConfigurationError: as for `load_config`.
+    """
+    path = find_config(kind, path_or_name)
+    return parse_settings(model, _read_yaml(path), str(path))
 
 
 def parse_config(settings: Any, where: str) -> RunConfig:
-    """Check settings that were read from `where`."""
+    """Check settings of a run that were read from `where`."""
+    return parse_settings(RunConfig, settings, where)
+
+
+def parse_settings(model: type[SectionType], settings: Any, where: str) -> SectionType:
+    """Check settings of any kind that were read from `where`."""
     if not isinstance(settings, dict):
         raise ConfigurationError("a mapping of settings", type(settings).__name__, where)
     try:
-        return RunConfig.model_validate(settings)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise _explain(error, where) from error
+        raise _explain(error, where, model) from error
 
 
 def _read_yaml(path: Path) -> Any:
@@ -324,7 +341,7 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigurationError("a YAML file", " ".join(str(error).split()), str(path)) from error
 
 
-def _explain(error: ValidationError, where: str) -> ConfigurationError:
+def _explain(error: ValidationError, where: str, model: type[Section]) -> ConfigurationError:
     """The first mistake, in the words of this package; the number of further ones."""
     details = error.errors()
     first = details[0]
@@ -332,7 +349,7 @@ def _explain(error: ValidationError, where: str) -> ConfigurationError:
     more = f" ({len(details) - 1} more after this one)" if len(details) > 1 else ""
     key = str(first["loc"][-1]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        legal = sorted(_fields_at(RunConfig, first["loc"][:-1]))
+        legal = sorted(_fields_at(model, first["loc"][:-1]))
         return ConfigurationError(
             f"one of the keys {', '.join(legal)}",
             f"the unknown key {key!r}",
@@ -348,7 +365,9 @@ def _explain(error: ValidationError, where: str) -> ConfigurationError:
 def _fields_at(model: Any, location: tuple) -> list[str]:
     for key in location:
         fields = getattr(model, "model_fields", {})
-        model = fields[key].annotation if key in fields else None
+        model = fields[key].annotation if key in fields else model
+        # Of a list of sections, or of one that may be absent, the section.
+        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
     return list(getattr(model, "model_fields", {}))
 
 
