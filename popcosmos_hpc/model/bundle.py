@@ -18,6 +18,7 @@ from safetensors.numpy import save as save_safetensors
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.diffusion_bundle import prior_from_bundle
 from popcosmos_hpc.model.emulator import AbstractEmulator, LinearEmulator, band_indices
+from popcosmos_hpc.model.photulator import PhotulatorEmulator
 from popcosmos_hpc.model.prior import AbstractPrior, AnalyticPrior, GaussianPrior
 from popcosmos_hpc.model.speculator import SpeculatorEmulator
 from popcosmos_hpc.parameters import ParameterSpace
@@ -33,6 +34,7 @@ _REQUIRED = {
     "map": (*_COMMON, "space", "teacher_sha256", "accuracy"),
 }
 BUILT_IN_PRIORS = ("analytic", "gaussian")
+_TRAINED = {"speculator": SpeculatorEmulator, "photulator": PhotulatorEmulator}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Bundle:
                 **arrays, bands=self.bands, fractional_sigma=sigma, redshift_range=self.redshift_range
             )
         else:
-            emulator = SpeculatorEmulator.from_bundle(self.manifest, self.space, self.arrays)
+            emulator = _TRAINED[kind].from_bundle(self.manifest, self.space, self.arrays)
         return emulator if bands is None else emulator.select(tuple(bands))
 
     def prior(self, name: str = "analytic") -> AbstractPrior:
@@ -127,8 +129,8 @@ def save_bundle(path: Path | str, manifest: dict, arrays: dict[str, np.ndarray])
     Args:
         path: folder to write.
         manifest: name, kind (`photometry` if none is given) and what it needs, such as emulator
-            (`linear` or `speculator`), bands, space (`ParameterSpace.to_list`) and redshift_range; and
-            whatever else describes the model.
+            (`linear`, `speculator` or `photulator`), bands, space (`ParameterSpace.to_list`) and
+            redshift_range; and whatever else describes the model.
         arrays: name -> array.
 
     Raises:
@@ -221,5 +223,6 @@ def _check_entries(manifest: dict, where: str) -> None:
         raise BundleError(
             f"bundle format {FORMAT}", str(manifest["format"]), where, "Install a matching version."
         )
-    if kind == "photometry" and manifest["emulator"] not in ("linear", "speculator"):
-        raise BundleError("emulator linear or speculator", repr(manifest["emulator"]), where)
+    emulators = ("linear", *_TRAINED)
+    if kind == "photometry" and manifest["emulator"] not in emulators:
+        raise BundleError(f"an emulator among {', '.join(emulators)}", repr(manifest["emulator"]), where)

@@ -7,33 +7,30 @@ from jax import Array
 from jaxtyping import Float
 
 from popcosmos_hpc.model.emulator import AbstractEmulator, band_indices
-from popcosmos_hpc.model.features import band_features, galaxy_features
+from popcosmos_hpc.model.features import continuum_features, galaxy_features
+from popcosmos_hpc.model.history import HISTORY, history_quantities
 from popcosmos_hpc.model.lines import LineEmulator
 from popcosmos_hpc.model.network import Network
+from popcosmos_hpc.model.reference import LineTable, ReferencePhotometry
 from popcosmos_hpc.parameters import ParameterSpace
-from popcosmos_hpc.sps.cosmology import CosmologyTable, age_at, cosmology_table, distance_modulus_at
-from popcosmos_hpc.sps.star_formation import bin_edges, bin_masses, derived_history
+from popcosmos_hpc.sps.cosmology import CosmologyTable, cosmology_table
 
 _LN10 = 2.302585
-HISTORY = {
-    "log10_mass_formed": "log10(Msun)",
-    "log10_mass": "log10(Msun)",
-    "log10_sfr_100myr": "log10(Msun/yr)",
-    "log10_ssfr_100myr": "log10(1/yr)",
-    "age_mass_weighted": "Gyr",
-}
 
 
 class SpeculatorEmulator(AbstractEmulator):
     """Photometry of the 16-parameter synthesis by neural networks.
 
     Attributes:
-        continuum: features to AB magnitudes of the bands for N = 0, without the listed lines.
+        continuum: features to AB magnitudes of the bands for N = 0, without the listed lines; with a
+            reference, to what the magnitudes are beyond it.
         rest: features to rest-frame absolute magnitudes, log10 of the surviving mass fraction and
             log10 continuum densities at the lines with equivalent widths.
         pivots: (pivot,) wavelengths of the features [Angstrom]; all bands of the bundle, also after
             `select`.
         error_redshift: (node,) and `error`: (node, band) fractional emulator error.
+        reference: photometry that the network corrects, of all bands of the bundle, or None.
+        kept: positions of the bands among those of the reference.
     """
 
     bands: tuple[str, ...] = eqx.field(static=True)
@@ -50,13 +47,17 @@ class SpeculatorEmulator(AbstractEmulator):
     error_redshift: Array
     error: Array
     cosmology: CosmologyTable
+    reference: ReferencePhotometry | None = None
+    kept: tuple[int, ...] = eqx.field(static=True, default=())
 
     def __call__(self, theta: Float[Array, " param"]) -> Float[Array, " band"]:
         """Noiseless fluxes in nanomaggies, emission lines included."""
         redshift = theta[self.space.index("redshift")]
-        common = galaxy_features(self.space, self.cosmology, theta)
-        features = jnp.concatenate([common, band_features(self.space, self.pivots, theta)])
-        at_ten_parsec = jnp.exp(-0.4 * _LN10 * (self.continuum(features) - 22.5))
+        features = continuum_features(self.space, self.cosmology, self.pivots, self.reference, theta)
+        magnitudes = self.continuum(features)
+        if self.reference is not None:
+            magnitudes += features[-len(self.pivots) :][jnp.asarray(self.kept)]
+        at_ten_parsec = jnp.exp(-0.4 * _LN10 * (magnitudes - 22.5))
         luminosity = self.lines.luminosity(self.space, self.cosmology, theta)
         at_ten_parsec += self.lines.flux(luminosity, redshift)
         return at_ten_parsec * jnp.exp(-0.4 * _LN10 * theta[self.space.index("N")])
@@ -86,25 +87,21 @@ class SpeculatorEmulator(AbstractEmulator):
             self.error_redshift,
             self.error[:, jnp.asarray(index)],
             self.cosmology,
+            self.reference,
+            tuple(self.kept[i] for i in index) if self.reference is not None else (),
         )
 
     def derived(self, theta: Float[Array, " param"]) -> Float[Array, " derived"]:
         """Masses, star formation, age, rest-frame magnitudes, and lines, in `derived_units`.
 
-        log10 mass formed is -0.4 (N - distance modulus); star-formation rates are means over the
-        last 100 Myr; specific rates are per surviving mass (Planck 2018 cosmology).
+        The first are those of `history_quantities`.
         """
-        redshift = theta[self.space.index("redshift")]
-        names = [name for name in self.space.names if name.startswith("logsfr_ratio")]
-        ratios = jnp.stack([theta[self.space.index(name)] for name in names])
-        edges = bin_edges(age_at(self.cosmology, redshift), len(ratios) + 1)
-        specific, age = derived_history(bin_masses(ratios, edges), edges)
-        modulus = distance_modulus_at(self.cosmology, redshift)
-        formed = -0.4 * (theta[self.space.index("N")] - modulus)
         rest = self.rest(galaxy_features(self.space, self.cosmology, theta))
         n_magnitudes = len(self.rest_names)
-        magnitudes, surviving = rest[:n_magnitudes] - 2.5 * formed, jnp.minimum(rest[n_magnitudes], 0.0)
-        history = jnp.stack([formed, formed + surviving, specific + formed, specific - surviving, age])
+        surviving = jnp.minimum(rest[n_magnitudes], 0.0)
+        history = history_quantities(self.space, self.cosmology, theta, surviving)
+        formed = history[0]
+        magnitudes = rest[:n_magnitudes] - 2.5 * formed
         luminosity = self.lines.luminosity(self.space, self.cosmology, theta)[jnp.asarray(self.width_lines)]
         logarithm = jnp.log10(jnp.maximum(luminosity, 1e-20))
         widths = 10 ** jnp.clip(logarithm - rest[n_magnitudes + 1 :], -6.0, 5.0)
@@ -126,6 +123,7 @@ class SpeculatorEmulator(AbstractEmulator):
             **self.continuum.to_arrays("continuum"),
             **self.rest.to_arrays("rest"),
             **self.lines.network.to_arrays("lines"),
+            **(self.reference.to_arrays() if self.reference is not None else {}),
             "pivots": self.pivots,
             "error.redshift": self.error_redshift,
             "error.fraction": self.error,
@@ -140,7 +138,7 @@ class SpeculatorEmulator(AbstractEmulator):
         """Inverse of `to_bundle`."""
         lines = LineEmulator(
             tuple(facts["lines"]),
-            Network.from_arrays("lines", arrays),
+            _line_source(arrays),
             **{name: jnp.asarray(arrays[f"line.{name}"]) for name in _LINE_ARRAYS},
         )
         low, high = facts["redshift_range"]
@@ -159,10 +157,17 @@ class SpeculatorEmulator(AbstractEmulator):
             jnp.asarray(arrays["error.redshift"]),
             jnp.asarray(arrays["error.fraction"]),
             cosmology_table(n_nodes=1024),
+            ReferencePhotometry.from_arrays(arrays),
+            tuple(range(len(facts["bands"]))),
         )
 
 
 _LINE_ARRAYS = ("wave", "igm", "igm_redshift", "transmission", "axis")
+
+
+def _line_source(arrays: dict[str, np.ndarray]) -> Network | LineTable:
+    kind = LineTable if "lines.table" in arrays else Network
+    return kind.from_arrays("lines", arrays)
 
 
 def derived_quantities(rest_names: tuple[str, ...], width_names: tuple[str, ...]) -> dict[str, str]:
