@@ -35,6 +35,7 @@ class Schedule(NamedTuple):
         average: decay per step of the moving average of the weights; 0 keeps none, and the last weights
             are returned.
         clip: largest norm of a gradient; longer ones are shortened to it. 0 for none.
+        patience: rounds without a better held-out value after which a validated training ends.
     """
 
     n_rounds: int
@@ -43,6 +44,15 @@ class Schedule(NamedTuple):
     seed: int = 0
     average: float = 0.0
     clip: float = 0.0
+    patience: int = 10
+
+
+class Best(NamedTuple):
+    """The best weights of a validated training, their held-out value, and the round they are of."""
+
+    value: Array
+    round: Array
+    weights: Any
 
 
 class Progress(NamedTuple):
@@ -52,6 +62,7 @@ class Progress(NamedTuple):
     model: Any
     optimiser: Any
     average: Any = None
+    best: Best | None = None
 
 
 def train(
@@ -61,18 +72,23 @@ def train(
     schedule: Schedule,
     checkpoint: Path | None = None,
     name: str = "training",
+    per_batch: bool = False,
+    validate: Callable[[Any], float] | None = None,
 ) -> Any:
-    """Minimise the mean loss over examples.
+    """Minimise a loss over examples.
 
     A killed training resumes at its last finished round when called again with the same checkpoint.
 
     Args:
         model: an equinox module.
-        loss: (model, input, target) of ONE example -> ().
+        loss: (model, input, target) of ONE example -> (), to be averaged; of a whole batch if `per_batch`.
         source: round -> inputs (example, ...) and targets (example, ...).
         schedule: length and pace.
         checkpoint: file for the state, written atomically after a round.
         name: for the log.
+        per_batch: the loss compares a batch as a whole, as distances between distributions do.
+        validate: model -> held-out value, told once a round; the model of the lowest one is returned, and
+            training ends early once the schedule's patience is spent.
 
     Returns:
         The trained model, averaged if the schedule says so.
@@ -81,30 +97,66 @@ def train(
         TrainingError: the loss is no longer finite; the last checkpoint is of a round before that.
     """
     optimiser = _optimiser(schedule)
-    weights = eqx.filter(model, eqx.is_inexact_array)
-    average = jax.tree.map(jnp.copy, weights) if schedule.average else None
-    progress = Progress(jnp.zeros((), jnp.int32), model, optimiser.init(weights), average)
+    progress = _begin(model, optimiser, schedule, validate is not None)
     if checkpoint is not None and checkpoint.exists():
         progress = eqx.tree_deserialise_leaves(checkpoint, progress)
         logger.info("%s: resumes at round %d of %d", name, int(progress.round), schedule.n_rounds)
-    step = _make_step(loss, optimiser, schedule.average)
+    step = _make_step(loss, optimiser, schedule.average, per_batch)
     saved = told = time.monotonic()
     for index in range(int(progress.round), schedule.n_rounds):
+        if _spent(progress.best, index, schedule):
+            logger.info("%s: no better held-out value for %d rounds", name, schedule.patience)
+            break
         inputs, targets = _batches(*source(index), schedule, index)
         rates = _cosine(schedule, index, len(inputs))
-        *state, mean = step(*progress[1:], inputs, targets, rates)
+        *state, mean = step(*progress[1:4], inputs, targets, rates)
         _check(float(mean), name, index, checkpoint)
-        progress = Progress(jnp.asarray(index + 1, jnp.int32), *state)
+        progress = Progress(jnp.asarray(index + 1, jnp.int32), *state, progress.best)
+        if validate is not None:
+            progress = _validated(progress, validate)
         now = time.monotonic()
         if checkpoint is not None and (now - saved > SAVE_EVERY or index + 1 == schedule.n_rounds):
             save_checkpoint(checkpoint, progress)
             saved = now
         if now - told > 20 or index + 1 == schedule.n_rounds:
-            logger.info("%s: round %d of %d, loss %.5f", name, index + 1, schedule.n_rounds, float(mean))
+            held = "" if progress.best is None else f", best held-out {float(progress.best.value):.5f}"
+            logger.info(
+                "%s: round %d of %d, loss %.5f%s", name, index + 1, schedule.n_rounds, float(mean), held
+            )
             told = now
+    if progress.best is not None:
+        return eqx.combine(progress.best.weights, progress.model)
+    return _current(progress)
+
+
+def _begin(
+    model: Any, optimiser: optax.GradientTransformation, schedule: Schedule, validated: bool
+) -> Progress:
+    weights = eqx.filter(model, eqx.is_inexact_array)
+    copy = lambda: jax.tree.map(jnp.copy, weights)  # noqa: E731  (steps donate their arguments)
+    average = copy() if schedule.average else None
+    best = Best(jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32), copy()) if validated else None
+    return Progress(jnp.zeros((), jnp.int32), model, optimiser.init(weights), average, best)
+
+
+def _current(progress: Progress) -> Any:
+    """The model as it would be used: averaged where averages are kept."""
     if progress.average is None:
         return progress.model
     return eqx.combine(progress.average, progress.model)
+
+
+def _spent(best: Best | None, index: int, schedule: Schedule) -> bool:
+    return best is not None and index - int(best.round) > schedule.patience
+
+
+def _validated(progress: Progress, validate: Callable[[Any], float]) -> Progress:
+    model = _current(progress)
+    value = validate(model)
+    if progress.best is None or not value < float(progress.best.value):
+        return progress
+    weights = jax.tree.map(jnp.copy, eqx.filter(model, eqx.is_inexact_array))
+    return progress._replace(best=Best(jnp.asarray(value, jnp.float32), progress.round, weights))
 
 
 def _optimiser(schedule: Schedule) -> optax.GradientTransformation:
@@ -130,8 +182,10 @@ def save_checkpoint(path: Path, progress: Progress) -> None:
     os.replace(partial, path)
 
 
-def _make_step(loss: Loss, optimiser: optax.GradientTransformation, decay: float):
+def _make_step(loss: Loss, optimiser: optax.GradientTransformation, decay: float, per_batch: bool):
     def mean_loss(model, inputs, targets):
+        if per_batch:
+            return loss(model, inputs, targets)
         return jnp.mean(jax.vmap(loss, in_axes=(None, 0, 0))(model, inputs, targets))
 
     @eqx.filter_jit(donate="all")
