@@ -73,4 +73,5 @@ def prior_from_bundle(manifest: dict, arrays: dict[str, np.ndarray], where: str)
     if missing:
         raise BundleError(f"the arrays {', '.join(missing)}", "none", where, "Write the bundle anew.")
     shift, mixing = (jnp.asarray(arrays[f"prior.{name}"], jnp.float32) for name in ("shift", "mixing"))
-    return DiffusionPrior(diffusion, shift, mixing, ParameterSpace.from_list(manifest["space"]))
+    space = ParameterSpace.from_list(manifest["space"])
+    return DiffusionPrior(diffusion=diffusion, shift=shift, mixing=mixing, space=space)

@@ -109,9 +109,9 @@ def train(
             break
         inputs, targets = _batches(*source(index), schedule, index)
         rates = _cosine(schedule, index, len(inputs))
-        *state, mean = step(*progress[1:4], inputs, targets, rates)
+        model, state, average, mean = step(*progress[1:4], inputs, targets, rates)
         _check(float(mean), name, index, checkpoint)
-        progress = Progress(jnp.asarray(index + 1, jnp.int32), *state, progress.best)
+        progress = Progress(jnp.asarray(index + 1, jnp.int32), model, state, average, progress.best)
         if validate is not None:
             progress = _validated(progress, validate)
         now = time.monotonic()

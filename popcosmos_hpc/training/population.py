@@ -59,19 +59,19 @@ class PopulationSchedule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     distance: Literal["sinkhorn", "sliced"] = "sliced"
-    n_mock: int = Field(2048, ge=64)
-    n_data: int = Field(2048, ge=64)
-    n_directions: int = Field(64, ge=1)
-    epsilon: float = Field(0.05, gt=0)
-    steps_per_round: int = Field(20, ge=1)
-    n_rounds: int = Field(50, ge=1)
-    patience: int = Field(15, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    average: float = Field(0.98, ge=0, lt=1)
+    n_mock: int = Field(default=2048, ge=64)
+    n_data: int = Field(default=2048, ge=64)
+    n_directions: int = Field(default=64, ge=1)
+    epsilon: float = Field(default=0.05, gt=0)
+    steps_per_round: int = Field(default=20, ge=1)
+    n_rounds: int = Field(default=50, ge=1)
+    patience: int = Field(default=15, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    average: float = Field(default=0.98, ge=0, lt=1)
     train_zero_points: bool = False
-    zero_point_width: float = Field(0.05, gt=0)
+    zero_point_width: float = Field(default=0.05, gt=0)
     train_lines: bool = False
-    line_width: float = Field(0.3, gt=0)
+    line_width: float = Field(default=0.3, gt=0)
     seed: int = 1
 
 

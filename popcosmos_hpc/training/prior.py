@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 from jax import Array
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import popcosmos_hpc
-from popcosmos_hpc.errors import TrainingError
+from popcosmos_hpc.errors import ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedule, initial_score_network
 from popcosmos_hpc.model.diffusion_bundle import prior_to_bundle
@@ -73,6 +74,20 @@ class PriorRecipe(BaseModel):
     citations: tuple[str, ...] = ()
 
 
+def load_prior_recipe(path: Path) -> PriorRecipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigurationError: the file is missing or says something unknown.
+    """
+    if not path.is_file():
+        raise ConfigurationError("a training configuration", f"no file {path}", "train prior")
+    try:
+        return PriorRecipe(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, TypeError, yaml.YAMLError) as error:
+        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+
+
 class Whitening(NamedTuple):
     """Phi = shift + mixing x: (param,) and lower-triangular (param, param)."""
 
@@ -110,7 +125,7 @@ def train_prior(
         diffusion, velocity_loss, noised_draws(x, schedule, recipe.seed), pace, checkpoint, recipe.name
     )
     shift, mixing = (jnp.asarray(part, jnp.float32) for part in whitening)
-    return DiffusionPrior(trained, shift, mixing, space)
+    return DiffusionPrior(diffusion=trained, shift=shift, mixing=mixing, space=space)
 
 
 def velocity_loss(diffusion: Diffusion, inputs: Array, target: Array) -> Array:
