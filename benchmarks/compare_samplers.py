@@ -2,8 +2,10 @@
 
     python -m benchmarks.compare_samplers RUN --galaxies 20
 
-For every parameter and galaxy: the shift of the mean in units of the reference's standard deviation,
-and the ratio of standard deviations. Shifts are expected at sqrt(1 / ESS_smc + 1 / ESS_reference).
+For every parameter and galaxy: the shift of the mean in units of the reference's standard deviation, and
+the ratios of standard deviations and of half-widths between the 16th and 84th percentiles; a walker that is
+lost in a distant mode changes the first of these and not the second. Shifts are expected at
+sqrt(1 / ESS_smc + 1 / ESS_reference).
 """
 
 import time
@@ -55,11 +57,24 @@ def main(run: Path, galaxies: int, warmup: int, samples: int, seed: int) -> None
     smc, ensemble = results["smc"], results["ensemble"]
     shift = (smc.theta.mean(1) - ensemble.theta.mean(1)) / ensemble.theta.std(1)
     ratio = smc.theta.std(1) / ensemble.theta.std(1)
+    half = lambda fit: 0.5 * np.subtract(*np.percentile(fit.theta, [84, 16], axis=1))  # noqa: E731
+    narrow = half(smc) / half(ensemble)
+    middle = np.median(ensemble.theta, axis=1)
     expected = np.sqrt(1 / smc.ess + 1 / ensemble.ess)
-    click.echo(f"{'parameter':>16} {'rms shift':>10} {'median ratio of sd':>20}")
+    stray = {
+        name: np.mean(np.abs(fit.theta - middle[:, None]) > 5 * half(ensemble)[:, None], axis=1)
+        for name, fit in results.items()
+    }
+    click.echo(
+        f"{'parameter':>16} {'rms shift':>10} {'ratio of sd':>12} {'of 68 % width':>14} "
+        f"{'beyond 5 widths, smc':>21} {'ensemble':>9}"
+    )
     for index, name in enumerate(worker.model.space.names):
         rms = np.sqrt(np.mean(shift[:, index] ** 2))
-        click.echo(f"{name:>16} {rms:10.3f} {np.median(ratio[:, index]):20.3f}")
+        click.echo(
+            f"{name:>16} {rms:10.3f} {np.median(ratio[:, index]):12.3f} {np.median(narrow[:, index]):14.3f} "
+            f"{np.mean(stray['smc'][:, index]):21.4f} {np.mean(stray['ensemble'][:, index]):9.4f}"
+        )
     total = np.sqrt(np.mean(shift**2))
     click.echo(f"all: rms shift {total:.3f}, expected from ESS {np.sqrt(np.mean(expected**2)):.3f}")
 
