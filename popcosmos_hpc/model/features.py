@@ -8,6 +8,7 @@ non-linearities out of what has to be learned.
 import jax.numpy as jnp
 from jax import Array
 
+from popcosmos_hpc.model.reference import ReferencePhotometry
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.sps.attenuation import birth_cloud_curve, diffuse_curve
 from popcosmos_hpc.sps.cosmology import CosmologyTable, age_at
@@ -29,6 +30,20 @@ def galaxy_features(space: ParameterSpace, cosmology: CosmologyTable, theta: Arr
     plain = [jnp.sqrt(value[name]) if name == "dust2" else value[name] for name in space.names if name != "N"]
     extra = [value["dust2"], value["dust2"] * value["dust1_fraction"], jnp.log1p(value["redshift"])]
     return jnp.concatenate([jnp.stack(plain), jnp.log10(masses + _MASS_FLOOR), jnp.stack(extra)])
+
+
+def continuum_features(
+    space: ParameterSpace,
+    cosmology: CosmologyTable,
+    pivots: Array,
+    reference: ReferencePhotometry | None,
+    theta: Array,
+) -> Array:
+    """Features (feature,) of the continuum's network; the last are the reference magnitudes, if any."""
+    parts = [galaxy_features(space, cosmology, theta), band_features(space, pivots, theta)]
+    if reference is not None:
+        parts.append(reference(space, cosmology, theta))
+    return jnp.concatenate(parts)
 
 
 def band_features(space: ParameterSpace, pivots: Array, theta: Array) -> Array:

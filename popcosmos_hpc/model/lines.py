@@ -1,4 +1,4 @@
-"""Emission lines: luminosities from one network, added through any bandpass at lambda (1 + z)."""
+"""Emission lines: luminosities from one network or table, added through any bandpass at lambda (1 + z)."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from jax import Array
 
 from popcosmos_hpc.model.features import galaxy_features
 from popcosmos_hpc.model.network import Network
+from popcosmos_hpc.model.reference import LineTable
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.sps.attenuation import diffuse_curve
 from popcosmos_hpc.sps.cosmology import CosmologyTable
@@ -23,7 +24,8 @@ class LineEmulator(eqx.Module):
     spoil emulators of line-bearing magnitudes, stay exact (Leistedt et al. 2023 treat lines alike).
 
     Attributes:
-        network: features to log10 luminosity [Lsun per Msun formed] without the diffuse screen.
+        network: features to log10 luminosity [Lsun per Msun formed] without the diffuse screen, or a
+            table of the luminosities.
         wave: (line,) rest-frame vacuum wavelengths [Angstrom].
         igm: (redshift, line) IGM transmission at `igm_redshift`, a uniform grid.
         transmission: (node, band) bandpasses over their integral, uniform in ln(wavelength).
@@ -31,7 +33,7 @@ class LineEmulator(eqx.Module):
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
-    network: Network
+    network: Network | LineTable
     wave: Array
     igm: Array
     igm_redshift: Array
@@ -40,8 +42,10 @@ class LineEmulator(eqx.Module):
 
     def luminosity(self, space: ParameterSpace, cosmology: CosmologyTable, theta: Array) -> Array:
         """Luminosities (line,) that leave the galaxy [Lsun per Msun formed]."""
-        logarithm = self.network(galaxy_features(space, cosmology, theta))
         depth = theta[space.index("dust2")] * diffuse_curve(self.wave, theta[space.index("dust_index")])
+        if isinstance(self.network, LineTable):
+            return self.network(space, cosmology, theta) * jnp.exp(-depth)
+        logarithm = self.network(galaxy_features(space, cosmology, theta))
         return jnp.exp(_LN10 * logarithm - depth)
 
     def flux(self, luminosity: Array, redshift: Array) -> Array:

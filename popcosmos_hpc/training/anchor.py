@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.sps.filters import load_filter
@@ -17,6 +17,7 @@ from popcosmos_hpc.sps.spectrum import SPS, Photometer, build_photometer, line_t
 from popcosmos_hpc.training.published import PublishedPhotometry, published_magnitudes, read_published
 
 _BLUEST = 1000.0  # Angstrom, rest frame; bluer published photometry is unconstrained
+_FADE = 100.0  # Angstrom over which it fades, so that the target has no steps in redshift
 _LARGEST = 1.0  # mag; beyond it one of the two left its range
 
 
@@ -70,8 +71,16 @@ def anchor_offset(anchor: Anchor, sps: SPS, theta: Array, pivots: Array) -> Arra
     ours = 22.5 - 2.5 * jnp.log10(jnp.maximum(flux, 1e-12))
     theirs = published_magnitudes(anchor.published, sps.space, theta)[anchor.order]
     difference = jnp.clip(theirs - ours, -_LARGEST, _LARGEST)
-    valid = anchor.pivots > _BLUEST * (1 + redshift)
-    first = jnp.argmax(valid)
-    return jnp.interp(
-        jnp.log(pivots), jnp.log(anchor.pivots), jnp.where(valid, difference, difference[first])
-    )
+    trust = jnp.clip((anchor.pivots / (1 + redshift) - _BLUEST) / _FADE, 0.0, 1.0)
+    carried = _from_redder(difference, trust)
+    return jnp.interp(jnp.log(pivots), jnp.log(anchor.pivots), carried)
+
+
+def _from_redder(difference: Array, trust: Array) -> Array:
+    """Differences (band,), those of little trust (band,) replaced by that of the next redder band."""
+
+    def step(redder: Array, band: tuple[Array, Array]) -> tuple[Array, Array]:
+        value = band[1] * band[0] + (1 - band[1]) * redder
+        return value, value
+
+    return lax.scan(step, difference[-1], (difference, trust), reverse=True)[1]

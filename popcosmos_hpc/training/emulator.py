@@ -1,10 +1,11 @@
-"""Synthesis to emulator: train the networks of a bundle, measure them, and ship them."""
+"""Synthesis to emulator: train the networks of bundles, measure them, and write them."""
 
 import hashlib
 import json
 import logging
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import equinox as eqx
@@ -15,20 +16,23 @@ from jax import Array
 
 import popcosmos_hpc
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
-from popcosmos_hpc.model.features import band_features, galaxy_features
+from popcosmos_hpc.model.features import continuum_features, galaxy_features
 from popcosmos_hpc.model.lines import LineEmulator
 from popcosmos_hpc.model.network import Network, initial_network
+from popcosmos_hpc.model.reference import LineTable, ReferencePhotometry
 from popcosmos_hpc.model.speculator import SpeculatorEmulator, derived_quantities
 from popcosmos_hpc.sps.spectrum import line_transmission
 from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges, write_report
 from popcosmos_hpc.training.fit import Schedule, train
-from popcosmos_hpc.training.recipe import EmulatorRecipe, NetworkSize, load_recipe
+from popcosmos_hpc.training.recipe import EmulatorRecipe, NetworkSize, load_recipe, united
+from popcosmos_hpc.training.reference import build_line_table, build_reference
 from popcosmos_hpc.training.simulation import (
     Examples,
     Simulator,
     Source,
     build_simulator,
     draw_parameters,
+    restricted,
     target_flux,
 )
 
@@ -36,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 _TEST_STREAM = 1_000_000
 _SOFT = 0.01  # mag: errors below this are punished quadratically
+_SOFT_REFERENCE = 0.005  # mag: the same beyond a reference, which leaves less to learn
+_UNSEEN = 18.0  # mag per Msun: photometry from here on hardly counts
+_USUAL = 0.3  # mag: what is beyond a reference is scaled by its usual size, not by its extremes
+_PIECE = 8192  # galaxies whose features are computed at a time
 
 
 def train_from_config(config: Path | str, out: Path | str, checkpoint_dir: Path | str | None = None) -> Path:
@@ -52,30 +60,82 @@ def train_from_config(config: Path | str, out: Path | str, checkpoint_dir: Path 
     Raises:
         ConfigurationError: the configuration or a file that it names is wrong.
     """
-    recipe = load_recipe(config)
-    simulator = build_simulator(recipe)
-    logger.info("%d bands, %d lines emulated", len(simulator.filters), int(simulator.strong.sum()))
+    return train_together([config], [out], checkpoint_dir)[0]
+
+
+def train_together(
+    configs: Sequence[Path | str], outs: Sequence[Path | str], checkpoint_dir: Path | str | None = None
+) -> list[Path]:
+    """Train the emulators of several configurations on the same draws.
+
+    Spectra, line luminosities and rest-frame quantities do not depend on the bands, so they are made and
+    learned once. Each network of the continuum learns the bands of its own configuration.
+
+    Args:
+        configs: YAML files of `EmulatorRecipe`s that agree in all but name, bands and continuum.
+        outs: folders of the bundles.
+        checkpoint_dir: where training states and draws are kept; a killed training resumes from them. The
+            draws are deleted when all bundles are written.
+
+    Returns:
+        The folders of the bundles.
+
+    Raises:
+        ConfigurationError: a configuration or a file that it names is wrong, or they do not agree.
+    """
+    recipes = [load_recipe(config) for config in configs]
+    whole = build_simulator(united(recipes))
+    logger.info("%d bands, %d lines apart", len(whole.filters), int(whole.strong.sum()))
     checkpoints = None if checkpoint_dir is None else Path(checkpoint_dir)
-    source = Source(simulator, recipe.seed)
-    networks = {
-        name: _train_network(name, simulator, source, size, checkpoints)
-        for name, size in (("lines", recipe.lines), ("rest", recipe.rest), ("continuum", recipe.continuum))
-    }
-    emulator = _assemble(simulator, networks)
-    return _write(simulator, source, emulator, Path(out))
+    draws = None if checkpoints is None else checkpoints / f"draws-{_digest(whole)}"
+    source = Source(whole, whole.recipe.seed, draws)
+    tabulated = all(recipe.reference_parts > 0 for recipe in recipes)
+    sizes = (
+        {"rest": whole.recipe.rest} if tabulated else {"lines": whole.recipe.lines, "rest": whole.recipe.rest}
+    )
+    shared = {name: _train_network(name, whole, source, size, checkpoints) for name, size in sizes.items()}
+    folders = []
+    for recipe, out in zip(recipes, outs, strict=True):
+        simulator = restricted(whole, recipe)
+        emulator = _train_bands(simulator, source, shared, checkpoints)
+        folders.append(_write(simulator, emulator, Path(out)))
+    if draws is not None:
+        shutil.rmtree(draws, ignore_errors=True)
+    return folders
 
 
-def _features(simulator: Simulator, name: str) -> Callable[[Array], Array]:
+def _train_bands(
+    simulator: Simulator, source: Source, shared: dict[str, Network], checkpoints: Path | None
+) -> SpeculatorEmulator:
+    recipe = simulator.recipe
+    reference = None
+    if recipe.reference_parts:
+        reference = build_reference(
+            simulator.sps, simulator.filters, recipe.redshift[1], recipe.reference_parts
+        )
+    continuum = _train_network("continuum", simulator, source, recipe.continuum, checkpoints, reference)
+    lines = shared.get("lines", build_line_table(simulator.sps, np.flatnonzero(simulator.strong)))
+    return _assemble(simulator, lines, shared["rest"], continuum, reference)
+
+
+def _features(
+    simulator: Simulator, name: str, reference: ReferencePhotometry | None
+) -> Callable[[np.ndarray], np.ndarray]:
     sps = simulator.sps
     pivots = jnp.asarray([f.pivot for f in simulator.filters], jnp.float32)
 
-    def of(theta: Array) -> Array:
-        common = galaxy_features(sps.space, sps.cosmology, theta)
+    def of(reference: ReferencePhotometry | None, theta: Array) -> Array:
         if name != "continuum":
-            return common
-        return jnp.concatenate([common, band_features(sps.space, pivots, theta)])
+            return galaxy_features(sps.space, sps.cosmology, theta)
+        return continuum_features(sps.space, sps.cosmology, pivots, reference, theta)
 
-    return eqx.filter_jit(jax.vmap(of))
+    many = eqx.filter_jit(jax.vmap(of, in_axes=(None, 0)))
+    return lambda theta: np.concatenate(
+        [
+            np.asarray(many(reference, jnp.asarray(theta[start : start + _PIECE])))
+            for start in range(0, len(theta), _PIECE)
+        ]
+    )
 
 
 def _absolute(network: Network, features: Array, target: Array) -> Array:
@@ -84,26 +144,60 @@ def _absolute(network: Network, features: Array, target: Array) -> Array:
     return jnp.mean(jnp.sqrt(residual**2 + _SOFT**2))
 
 
-def _train_network(
-    name: str, simulator: Simulator, source: Source, size: NetworkSize, checkpoints: Path | None
-) -> Network:
-    of = _features(simulator, name)
-    recipe = simulator.recipe
+def _beyond_reference(network: Network, features: Array, target: Array) -> Array:
+    """Like `_absolute`, with little weight on what no survey can see."""
+    residual = network(features) - target
+    magnitude = target + features[-len(target) :]
+    weight = jnp.clip((_UNSEEN - magnitude) / (_UNSEEN - 15.0), 0.05, 1.0)
+    return jnp.mean(weight * jnp.sqrt(residual**2 + _SOFT_REFERENCE**2))
+
+
+def _examples(
+    name: str, simulator: Simulator, source: Source, reference: ReferencePhotometry | None
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Round -> inputs and targets of a network; only what a round replaces is computed anew."""
+    of = _features(simulator, name, reference)
+    inputs = targets = np.zeros(0)
 
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal inputs, targets
         held = source.round(index)
-        return np.asarray(of(jnp.asarray(held.theta))), getattr(held, name)
+        values = getattr(held, name)
+        values = values[:, source.columns(simulator)] if name == "continuum" else values
+        rows = source.replaced(index) if len(inputs) else slice(0, len(values))
+        inputs = inputs if len(inputs) else np.zeros((len(values), of(held.theta[:1]).shape[1]), np.float32)
+        targets = targets if len(targets) else np.zeros(values.shape, np.float32)
+        inputs[rows] = of(held.theta[rows])
+        targets[rows] = values[rows]
+        if reference is not None:
+            targets[rows] -= inputs[rows, -values.shape[1] :]
+        return inputs, targets
 
+    return examples
+
+
+def _train_network(
+    name: str,
+    simulator: Simulator,
+    source: Source,
+    size: NetworkSize,
+    checkpoints: Path | None,
+    reference: ReferencePhotometry | None = None,
+) -> Network:
+    recipe = simulator.recipe
+    examples = _examples(name, simulator, source, reference)
     inputs, targets = examples(0)
     sizes = (inputs.shape[1], *[size.width] * size.depth, targets.shape[1])
     moments = lambda values: (values.mean(0), values.std(0) + 1e-6)  # noqa: E731
     key = jax.random.fold_in(jax.random.PRNGKey(recipe.seed), len(name))
-    network = initial_network(key, sizes, moments(inputs), moments(targets))
+    outputs = targets if reference is None else np.clip(targets, -_USUAL, _USUAL)
+    network = initial_network(key, sizes, moments(inputs), moments(outputs))
     schedule = Schedule(size.n_rounds, recipe.batch_size, size.learning_rate, recipe.seed)
     checkpoint = (
         None if checkpoints is None else checkpoints / f"{recipe.name}-{name}-{_digest(simulator)}.eqx"
     )
-    return train(network, _absolute, examples, schedule, checkpoint, f"{recipe.name} {name}")
+    loss = _absolute if reference is None else _beyond_reference
+    return train(network, loss, examples, schedule, checkpoint, f"{recipe.name} {name}")
 
 
 def _digest(simulator: Simulator) -> str:
@@ -117,14 +211,20 @@ def _digest(simulator: Simulator) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _assemble(simulator: Simulator, networks: dict[str, Network]) -> SpeculatorEmulator:
+def _assemble(
+    simulator: Simulator,
+    line_source: Network | LineTable,
+    rest: Network,
+    continuum: Network,
+    reference: ReferencePhotometry | None,
+) -> SpeculatorEmulator:
     sps, recipe = simulator.sps, simulator.recipe
     strong = np.flatnonzero(simulator.strong)
     redshifts = jnp.linspace(0.0, recipe.redshift[1], 121)
     igm = jax.vmap(lambda z: line_transmission(sps, z)[strong])(redshifts)
     lines = LineEmulator(
         tuple(sps.line_names[i] for i in strong),
-        networks["lines"],
+        line_source,
         sps.line_wave[strong],
         igm,
         redshifts,
@@ -143,13 +243,15 @@ def _assemble(simulator: Simulator, networks: dict[str, Network]) -> SpeculatorE
         sps.space,
         tuple(recipe.rest_bands),
         width,
-        networks["continuum"],
-        networks["rest"],
+        continuum,
+        rest,
         lines,
         pivots,
         jnp.asarray(recipe.redshift, jnp.float32),
         jnp.zeros((2, n_bands)),
         sps.cosmology,
+        reference,
+        tuple(range(n_bands)),
     )
 
 
@@ -165,7 +267,7 @@ def measure(simulator: Simulator, emulator: SpeculatorEmulator, theta: np.ndarra
     return accuracy_table(predicted, expected, redshift, redshift_edges(*simulator.recipe.redshift))
 
 
-def _write(simulator: Simulator, source: Source, emulator: SpeculatorEmulator, out: Path) -> Path:
+def _write(simulator: Simulator, emulator: SpeculatorEmulator, out: Path) -> Path:
     recipe = simulator.recipe
     rng = np.random.default_rng([recipe.seed, _TEST_STREAM])
     n_test = -(-recipe.n_test // 128) * 128

@@ -1,6 +1,7 @@
 """Recipes for emulators: what a training configuration may say."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -73,6 +74,9 @@ class EmulatorRecipe(_Strict):
         n_fresh: draws replaced after each round, so that no draw is learned by heart.
         n_test: held-out draws of the accuracy report.
         seed: of draws and weights.
+        reference_parts: parts of a band in the reference photometry that the networks correct; 0 trains
+            networks of whole magnitudes and of line luminosities instead.
+        strong_line: share of a band of R = 5 in 1 % of galaxies above which a line is kept apart.
         anchor: published emulators to which the target is corrected, or None.
     """
 
@@ -91,6 +95,8 @@ class EmulatorRecipe(_Strict):
     n_test: int = 20_000
     batch_size: int = 1000
     seed: int = 1
+    reference_parts: int = Field(0, ge=0)
+    strong_line: float = Field(0.01, gt=0)
     anchor: AnchorRecipe | None = None
 
 
@@ -107,6 +113,33 @@ def load_recipe(path: Path | str) -> EmulatorRecipe:
         return EmulatorRecipe(**yaml.safe_load(path.read_text()))
     except (ValidationError, TypeError) as error:
         raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+
+
+_OWN = {"name", "description", "bands", "continuum", "n_test", "reference_parts"}
+
+
+def united(recipes: Sequence[EmulatorRecipe]) -> EmulatorRecipe:
+    """One recipe whose bands are those of several, each filter once.
+
+    Raises:
+        ConfigurationError: the recipes differ in more than their bands and the continuum's network.
+    """
+    first = recipes[0]
+    for other in recipes[1:]:
+        facts, others = first.model_dump(exclude=_OWN), other.model_dump(exclude=_OWN)
+        differing = [key for key in facts if facts[key] != others[key]]
+        if differing:
+            raise ConfigurationError(
+                f"recipes that agree in all but {', '.join(sorted(_OWN))}",
+                f"{first.name} and {other.name} differ in {', '.join(differing)}",
+                "train emulator",
+                "Train them apart.",
+            )
+    if len(recipes) == 1:
+        return first
+    sources = {source: f"{r.name}.{band}" for r in recipes for band, source in r.bands.items()}
+    bands = {name: source for source, name in sources.items()}
+    return first.model_copy(update={"name": "+".join(r.name for r in recipes), "bands": bands})
 
 
 @overload

@@ -1,5 +1,6 @@
 """Training draws and their exact photometry, made on the fly by the synthesis."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.model.reference import FAINT
 from popcosmos_hpc.parameters import ParameterSpace, pop_cosmos
 from popcosmos_hpc.sps.filters import Filter, load_filter
 from popcosmos_hpc.sps.grid import LYMAN_LIMIT, find_torus_file, wavelength_grid
@@ -19,11 +21,9 @@ from popcosmos_hpc.sps.spectrum import SPS, Photometer, build_photometer, build_
 from popcosmos_hpc.training.anchor import Anchor, anchor_offset, build_anchor
 from popcosmos_hpc.training.recipe import EmulatorRecipe, expand
 
-FAINT = 20.0  # mag per Msun; fainter continua are not learned but floored here
 LINE_FLOOR = 1e-6  # Lsun per Msun: an equivalent width below 0.1 Angstrom in any galaxy
 _HEATING = 2.0e4  # Angstrom; starlight beyond is hardly absorbed
 _CHUNK = 128  # fits the caches of a core
-_STRONG = 0.01  # a line is emulated where it adds this fraction to a broad band of some galaxies
 
 
 class Simulator(NamedTuple):
@@ -98,13 +98,20 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     width = np.array([names.index(line) for line in recipe.width_lines.values()])
     bands = build_photometer(sps, list(filters), high)
     probe = draw_parameters(np.random.default_rng(recipe.seed), sps.space, 1024, low, high)
-    strong = _strong_lines(sps, probe)
+    strong = _strong_lines(sps, probe, recipe.strong_line)
     strong[width] = True
     anchor = None
     if recipe.anchor is not None:
         anchor = build_anchor(expand(recipe.anchor.folder), recipe.anchor.bands, sps, high)
     rest_bands = build_photometer(sps, list(rest), 0.0)
     return Simulator(recipe, sps, filters, rest, bands, rest_bands, strong, width, grids.provenance, anchor)
+
+
+def restricted(simulator: Simulator, recipe: EmulatorRecipe) -> Simulator:
+    """The same synthesis for the bands of one recipe among those united."""
+    filters = tuple(load_filter(name, source) for name, source in recipe.bands.items())
+    bands = build_photometer(simulator.sps, list(filters), recipe.redshift[1])
+    return simulator._replace(recipe=recipe, filters=filters, bands=bands)
 
 
 def _load_grids(recipe: EmulatorRecipe, wave: np.ndarray, torus):
@@ -147,8 +154,8 @@ def _student(rng: np.random.Generator, n: int, bound: float) -> np.ndarray:
     return values
 
 
-def _strong_lines(sps: SPS, theta: np.ndarray) -> np.ndarray:
-    """Lines that add more than `_STRONG` to a band of R = 5 in 1 % of galaxies, in the rest-frame range."""
+def _strong_lines(sps: SPS, theta: np.ndarray, least: float) -> np.ndarray:
+    """Lines that add more than `least` to a band of R = 5 in 1 % of galaxies, in the rest-frame range."""
     luminosity, spectrum = [], []
     one = eqx.filter_jit(jax.vmap(lambda t: (sps.line_luminosities(t), sps.luminosity(t))))
     for start in range(0, len(theta), _CHUNK):
@@ -159,22 +166,39 @@ def _strong_lines(sps: SPS, theta: np.ndarray) -> np.ndarray:
     pixel = np.clip(np.searchsorted(wave, line_wave), 0, len(wave) - 1)
     share = np.concatenate(luminosity) / (np.concatenate(spectrum)[:, pixel] * line_wave / 5 + 1e-30)
     inside = (line_wave > 912.0) & (line_wave < wave[-1])
-    return inside & (np.percentile(share, 99, axis=0) > _STRONG)
+    return inside & (np.percentile(share, 99, axis=0) > least)
 
 
 class Source:
     """A reservoir of examples, part of which is replaced after each round.
 
     Reproducible: the draws of round k depend on the seed and k alone.
+
+    Args:
+        simulator: what makes examples.
+        seed: of the draws.
+        folder: where examples are kept, so that several networks and a resumed training find them made.
     """
 
-    def __init__(self, simulator: Simulator, seed: int):
-        self._simulator, self._seed = simulator, seed
+    def __init__(self, simulator: Simulator, seed: int, folder: Path | None = None):
+        self._simulator, self._seed, self._folder = simulator, seed, folder
         self._one = eqx.filter_jit(jax.vmap(lambda theta: _targets(simulator, theta)))
         self._examples: Examples | None = None
 
     def simulate(self, stream: int, n: int) -> Examples:
         """`n` examples of a numbered random stream."""
+        if self._folder is None:
+            return self._simulate(stream, n)
+        path = self._folder / f"{stream:06d}-{n}.npz"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(partial, *self._simulate(stream, n))
+            partial.replace(path)
+        with np.load(path) as stored:
+            return Examples(*(stored[name] for name in stored.files))
+
+    def _simulate(self, stream: int, n: int) -> Examples:
         recipe = self._simulator.recipe
         rng = np.random.default_rng([self._seed, stream])
         n = -(-n // _CHUNK) * _CHUNK
@@ -190,11 +214,24 @@ class Source:
             self._examples = self.simulate(1, recipe.n_reservoir)
         elif recipe.n_fresh:
             fresh = self.simulate(2 + index, recipe.n_fresh)
-            n_fresh, n = len(fresh.theta), len(self._examples.theta)
-            start = index * n_fresh % max(n - n_fresh, 1)
             for old, new in zip(self._examples, fresh, strict=True):
-                old[start : start + n_fresh] = new
+                old[self.replaced(index)] = new
         return self._examples
+
+    def replaced(self, index: int) -> slice:
+        """Rows of the reservoir that round `index` replaces."""
+        n_fresh, n = (-(-size // _CHUNK) * _CHUNK for size in self._sizes())
+        start = index * n_fresh % max(n - n_fresh, 1)
+        return slice(start, start + n_fresh)
+
+    def columns(self, simulator: Simulator) -> list[int]:
+        """Columns of the continuum that hold the bands of a simulator."""
+        sources = list(self._simulator.recipe.bands.values())
+        return [sources.index(source) for source in simulator.recipe.bands.values()]
+
+    def _sizes(self) -> tuple[int, int]:
+        recipe = self._simulator.recipe
+        return recipe.n_fresh, recipe.n_reservoir
 
 
 def target_flux(simulator: Simulator, theta: Array) -> Array:

@@ -10,8 +10,9 @@ import yaml
 from popcosmos_hpc.errors import BundleError, ConfigurationError
 from popcosmos_hpc.model.bundle import load_bundle
 from popcosmos_hpc.training import simulation
-from popcosmos_hpc.training.emulator import train_from_config
-from popcosmos_hpc.training.recipe import load_recipe
+from popcosmos_hpc.training.emulator import train_from_config, train_together
+from popcosmos_hpc.training.recipe import load_recipe, united
+from popcosmos_hpc.training.reference import build_line_table, build_reference
 from popcosmos_hpc.training.simulation import Source, build_simulator, draw_parameters, target_flux
 from tests.synthetic import synthetic_grids
 
@@ -44,6 +45,26 @@ def simulator(recipe_file):
     patch.setattr(simulation, "_load_grids", lambda recipe, wave, torus: synthetic_grids(wave[0], wave[-1]))
     yield build_simulator(load_recipe(recipe_file))
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def pair(simulator, tmp_path_factory):
+    """Two bundles with references, learned from the same draws."""
+    folder = tmp_path_factory.mktemp("pair")
+    common = {**RECIPE, "reference_parts": 2, "continuum": {"width": 32, "depth": 2, "n_rounds": 6}}
+    recipes = {
+        "three": {**common, "name": "three"},
+        "two": {**common, "name": "two", "bands": {"near": RECIPE["bands"]["z"], "blue": "tophat:3900:600"}},
+    }
+    for name, recipe in recipes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(simulation, "_load_grids", lambda recipe, wave, torus: synthetic_grids(wave[0], wave[-1]))
+    outs = train_together(
+        [folder / f"{name}.yaml" for name in recipes], [folder / n for n in recipes], folder
+    )
+    patch.undo()
+    return {out.name: load_bundle(out) for out in outs}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +108,58 @@ def test_emulator_learns_what_the_synthesis_says(simulator, bundle):
     assert 0.5 < np.median(np.abs(error)) / stored < 2.0
     sigma = emulator.sigma(jnp.asarray(0.5))
     assert sigma.shape == (3,) and np.all((sigma > 0) & (sigma < 0.5))
+
+
+def test_tabulated_lines_are_those_of_the_synthesis(simulator):
+    strong = np.flatnonzero(simulator.strong)
+    table, sps = build_line_table(simulator.sps, strong), simulator.sps
+    theta = jnp.asarray(draw_parameters(np.random.default_rng(5), sps.space, 512, 0.0, 1.0))
+    exact = np.asarray(over(sps.lines_behind_clouds)(theta))[:, strong]
+    ours = over(lambda t: table(sps.space, sps.cosmology, t))(theta)
+    np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-12)
+
+
+def test_reference_is_the_synthesis_without_dust_and_gas(simulator):
+    """All that the tables hold is exact but for interpolation; what they lack is left to the network."""
+    sps = simulator.sps
+    quiet = {"dust2": 0.0, "logsfr_ratio1": -4.0}  # no star forms: gas does not shine
+    theta = draw_parameters(np.random.default_rng(6), sps.space, 512, 0.0, 1.0)
+    for name, value in quiet.items():
+        theta[:, sps.space.index(name)] = value
+    reference = build_reference(sps, simulator.filters, 1.0, 2)
+    magnitudes = over(lambda t: reference(sps.space, sps.cosmology, t))(jnp.asarray(theta))
+    exact = over(lambda t: target_flux(simulator, t))(jnp.asarray(theta))
+    error = np.abs(magnitudes - (22.5 - 2.5 * np.log10(exact)))
+    assert np.percentile(error, 99) < 0.003
+
+
+def test_bundles_of_one_training_agree_with_the_synthesis_and_each_other(simulator, pair):
+    three, two = pair["three"].emulator(), pair["two"].emulator()
+    theta = jnp.asarray(draw_parameters(np.random.default_rng(9), simulator.sps.space, 512, 0.0, 1.0))
+    exact = over(lambda t: target_flux(simulator, t))(theta)
+    fluxes = over(lambda t: three(t))(theta)
+    error = np.abs(2.5 * np.log10(fluxes / exact))
+    assert np.median(error) < 0.01  # ten times better than networks of whole magnitudes of this size
+    near = over(lambda t: two(t))(theta)[:, 0]
+    assert np.median(np.abs(2.5 * np.log10(near / fluxes[:, 2]))) < 0.02
+    part = pair["two"].emulator(("blue",))
+    np.testing.assert_allclose(
+        over(lambda t: part(t))(theta)[:, 0], over(lambda t: two(t))(theta)[:, 1], rtol=1e-5
+    )
+    assert not list(pair["two"].path.parent.glob("draws-*"))
+
+
+def test_recipes_that_differ_in_draws_are_not_united(recipe_file):
+    recipe = load_recipe(recipe_file)
+    with pytest.raises(ConfigurationError, match="seed"):
+        united([recipe, recipe.model_copy(update={"seed": 5})])
+
+
+def test_draws_are_kept_for_a_resumed_training(simulator, tmp_path, monkeypatch):
+    first = Source(simulator, 3, tmp_path).simulate(1, 256)
+    monkeypatch.setattr(Source, "_simulate", lambda *_: pytest.fail("made anew"))
+    again = Source(simulator, 3, tmp_path).simulate(1, 256)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_scales_with_the_normalisation(bundle):
