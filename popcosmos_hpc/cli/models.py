@@ -15,24 +15,35 @@ def train() -> None:
 
 
 @train.command("emulator", short_help="Train an emulator and write its bundle.")
-@click.argument("config", type=_PATH)
-@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@click.argument("configs", type=_PATH, nargs=-1, required=True, metavar="CONFIG...")
+@click.option(
+    "--out",
+    type=_PATH,
+    help="Bundle folder to make, or folder of the bundles of several; default: the configuration's name.",
+)
 @click.option(
     "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
 )
-def train_emulator(config: Path, out: Path | None, checkpoint_dir: Path | None) -> None:
-    """Train the emulator of a training configuration and write its bundle.
+def train_emulator(configs: tuple[Path, ...], out: Path | None, checkpoint_dir: Path | None) -> None:
+    """Train the emulators of training configurations and write their bundles.
+
+    Several configurations must agree in all but name, bands and network of the continuum; they then learn
+    from the same draws, whose spectra are made once.
 
     How long that takes is said in CONFIG. After a stop, the same command goes on from its checkpoints.
 
     \b
       popcosmos-hpc train emulator configs/training/kids9.yaml --out my_bundle
     """
-    from popcosmos_hpc.training.emulator import train_from_config
+    from popcosmos_hpc.training.emulator import train_together
 
-    target = out or Path(config.stem)
-    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
-    click.echo(f"bundle     {train_from_config(config, target, states)}")
+    if len(configs) == 1:
+        targets = [out or Path(configs[0].stem)]
+    else:
+        targets = [(out or Path()) / config.stem for config in configs]
+    states = checkpoint_dir or targets[0].with_name(f"{targets[0].name}.checkpoints")
+    for target in train_together(configs, targets, states):
+        click.echo(f"bundle     {target}")
 
 
 @train.command("zero-points", short_help="Solve for zero points at known redshifts.")
