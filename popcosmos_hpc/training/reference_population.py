@@ -100,6 +100,7 @@ def _collect(n: int, seed: int, magnitude_limit: float, band: str, bundle: str) 
     """Draws (n, 16), and the number of such galaxies per square degree."""
     if n < 1:
         raise ConfigurationError("a positive number of draws", str(n), "reference population")
+    _emulator(bundle, band)  # an unknown band is refused before anything is drawn
     kept, total, tried = [], 0, 0
     cells, rounds = _cells(magnitude_limit, band, bundle), _rounds(seed, magnitude_limit, band, bundle)
     while total < n:
