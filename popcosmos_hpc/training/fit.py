@@ -132,8 +132,10 @@ def train(
 def _begin(
     model: Any, optimiser: optax.GradientTransformation, schedule: Schedule, validated: bool
 ) -> Progress:
+    # Steps donate their arguments; what the caller holds, and every part of the state, stays its own.
+    model = jax.tree.map(lambda leaf: jnp.copy(leaf) if eqx.is_array(leaf) else leaf, model)
     weights = eqx.filter(model, eqx.is_inexact_array)
-    copy = lambda: jax.tree.map(jnp.copy, weights)  # noqa: E731  (steps donate their arguments)
+    copy = lambda: jax.tree.map(jnp.copy, weights)  # noqa: E731
     average = copy() if schedule.average else None
     best = Best(jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32), copy()) if validated else None
     return Progress(jnp.zeros((), jnp.int32), model, optimiser.init(weights), average, best)

@@ -33,6 +33,24 @@ def test_finds_the_answer():
     assert np.allclose(model.slope, [1.5, -2.0], atol=1e-3)
 
 
+def test_the_callers_model_stays_usable():
+    first = Line(jnp.zeros(2))
+    train(first, loss, source, SCHEDULE)
+    assert np.array_equal(first.slope, [0.0, 0.0])
+
+
+def test_the_best_held_out_model_is_kept_and_ends_the_training():
+    """The held-out value rises after round three, so training ends once patience is spent."""
+    seen = []
+
+    def validate(model):
+        seen.append(np.asarray(model.slope).copy())
+        return float(abs(len(seen) - 3))
+
+    found = train(Line(jnp.zeros(2)), loss, source, SCHEDULE._replace(patience=2), validate=validate)
+    assert len(seen) == 6 and np.array_equal(found.slope, seen[2])
+
+
 def test_resumed_training_equals_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setattr("popcosmos_hpc.training.fit.SAVE_EVERY", 0.0)
     whole = train(Line(jnp.zeros(2)), loss, source, SCHEDULE, tmp_path / "whole.eqx")
