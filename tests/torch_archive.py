@@ -33,6 +33,13 @@ class Tensor(NamedTuple):
     stride: tuple
 
 
+class Call(NamedTuple):
+    """A function or class, by name, called with arguments."""
+
+    named: Named
+    arguments: tuple
+
+
 class Module:
     """A `torch.nn.Module` or another object: a class name and what it holds."""
 
@@ -82,6 +89,8 @@ class _Pickler(pickle._Pickler):
             self.save(Tensor(Storage(array.ravel()), 0, array.shape, strides))
         elif isinstance(obj, Tensor):
             self._call(Named("torch._utils", "_rebuild_tensor_v2"), (*obj, False, OrderedDict()))
+        elif isinstance(obj, Call):
+            self._call(*obj)
         elif isinstance(obj, Module) and id(obj) in self.memo:
             self.write(self.get(self.memo[id(obj)][0]))
         elif isinstance(obj, Module):
