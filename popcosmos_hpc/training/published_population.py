@@ -78,8 +78,8 @@ def read_population(path: Path) -> PublishedPopulation:
         else _expect(root.get("population_model"), where, "PopulationModelDiffusion")
     )
     space = pop_cosmos() if generator is None else _space(generator, where)
-    diffusion, errors = with_enough_steps(read_diffusion(model, space.size, where), space.size)
     shift, scale = (vector(model.get(name), space.size, f"{where}, {name}") for name in ("shift", "scale"))
+    diffusion, errors = with_enough_steps(read_diffusion(model, space.size, where), space.size)
     prior = DiffusionPrior(
         diffusion=diffusion, shift=jnp.asarray(shift), mixing=jnp.diag(jnp.asarray(scale)), space=space
     )
@@ -176,7 +176,7 @@ def _space(generator: StandIn, where: str) -> ParameterSpace:
     lower, upper = (
         vector(generator.get(name), len(names), f"{where}, {name}") for name in ("lower", "upper")
     )
-    bounds = zip(pop_cosmos().parameters, lower, upper, strict=True)
+    bounds = zip(pop_cosmos().parameters, lower.tolist(), upper.tolist(), strict=True)
     return ParameterSpace(tuple(_bounded(*bound) for bound in bounds))
 
 
@@ -184,7 +184,7 @@ def _bounded(parameter: Parameter, lower: float, upper: float) -> Parameter:
     if parameter.transform == "identity":
         return parameter
     # The file has single precision; its usual bounds are known better than that.
-    nearest = lambda value, known: known if abs(value - known) < 1e-5 * max(1.0, abs(known)) else float(value)  # noqa: E731
+    nearest = lambda value, known: known if abs(value - known) < 1e-5 * max(1.0, abs(known)) else value  # noqa: E731
     return replace(parameter, lower=nearest(lower, parameter.lower), upper=nearest(upper, parameter.upper))
 
 
