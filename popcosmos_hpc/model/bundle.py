@@ -18,6 +18,8 @@ from safetensors.numpy import save as save_safetensors
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.diffusion_bundle import prior_from_bundle
 from popcosmos_hpc.model.emulator import AbstractEmulator, LinearEmulator, band_indices
+from popcosmos_hpc.model.noise import AbstractUncertainty
+from popcosmos_hpc.model.noise_bundle import uncertainty_from_bundle
 from popcosmos_hpc.model.photulator import PhotulatorEmulator
 from popcosmos_hpc.model.prior import AbstractPrior, AnalyticPrior, GaussianPrior
 from popcosmos_hpc.model.speculator import SpeculatorEmulator
@@ -151,6 +153,12 @@ def load_population(name: str | Path) -> AbstractPrior:
     """The prior of a population bundle; arguments and errors as for `load_bundle`."""
     bundle = load_bundle(name, "population")
     return prior_from_bundle(bundle.manifest, bundle.arrays, str(bundle.path))
+
+
+def load_uncertainty(name: str | Path) -> AbstractUncertainty:
+    """The model of an uncertainty bundle; arguments and errors as for `load_bundle`."""
+    bundle = load_bundle(name, "uncertainty")
+    return uncertainty_from_bundle(bundle.manifest, bundle.arrays, str(bundle.path))
 
 
 def load_bundle(name: str | Path, kind: str | None = None) -> Bundle:
