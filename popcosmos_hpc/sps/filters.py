@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.sps.grid import package_directory
+
+_UNITS = {"Angstrom": 1.0, "nm": 10.0, "micron": 1e4}
+_BLUEST = 900.0  # Angstrom; no survey observes below the Lyman limit, but optical curves in nm would lie here
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def load_filter(name: str, source: str, cut: float = 1e-3) -> Filter:
     elif kind == "speclite":
         path = package_directory("speclite") / "data" / "filters" / f"{detail}.ecsv"
         wave, transmission = _read_columns(path, source)
+        wave = wave * _unit(path, source)
     elif kind == "tophat":
         centre, width = (float(value) for value in detail.split(":"))
         wave, transmission = np.linspace(centre - width / 2, centre + width / 2, 64), np.ones(64)
@@ -67,7 +72,15 @@ def load_filter(name: str, source: str, cut: float = 1e-3) -> Filter:
         path = Path(os.path.expandvars(source))
         wave, transmission = _read_columns(path, source)
         source = path.name
-    return _trimmed(name, wave, transmission, source, cut)
+    loaded = _trimmed(name, wave, transmission, source, cut)
+    if loaded.pivot < _BLUEST:
+        raise ConfigurationError(
+            f"a pivot wavelength above {_BLUEST:g} Angstrom",
+            f"{loaded.pivot:.0f}",
+            f"filter {source!r}",
+            "Give wavelengths in Angstrom, not in nanometres.",
+        )
+    return loaded
 
 
 def _read_columns(path: Path, source: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +100,15 @@ def _read_columns(path: Path, source: str) -> tuple[np.ndarray, np.ndarray]:
         raise ConfigurationError("at least three rows of two numbers", f"{len(values)}", f"filter {source!r}")
     table = np.array(values)
     return table[:, 0], table[:, 1]
+
+
+def _unit(path: Path, source: str) -> float:
+    """Angstroms per unit of the wavelengths of an ECSV file."""
+    found = re.search(r"unit: (?:!astropy\.units\.Unit \{unit: )?(\w+)", path.read_text())
+    if found is None or found[1] not in _UNITS:
+        named = "none" if found is None else found[1]
+        raise ConfigurationError(f"wavelengths in {', '.join(_UNITS)}", named, f"filter {source!r}")
+    return _UNITS[found[1]]
 
 
 def _is_number(text: str) -> bool:

@@ -29,7 +29,12 @@ def test_tophat():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no file"), ("1 2\n", "three rows"), ("4000 0\n4500 0\n5000 0\n", "positive transmission")],
+    [
+        (None, "no file"),
+        ("1 2\n", "three rows"),
+        ("4000 0\n4500 0\n5000 0\n", "positive transmission"),
+        ("400 0\n450 1\n500 0\n", "nanometres"),
+    ],
 )
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "bad.res"
@@ -45,5 +50,7 @@ def test_named_filters():
     assert abs(load_filter("r", "sedpy:hsc_r").pivot - 6214) < 2
     assert abs(load_filter("Z", "sedpy:vista_vircam_Z").pivot - 8805) < 10
     assert abs(load_filter("VIS", "speclite:Euclid-VIS").pivot - 7248) < 10
+    # This file counts in nm.
+    assert abs(load_filter("r", "speclite:lsst2023-r").pivot - 6208) < 1
     with pytest.raises(ConfigurationError, match="no_such"):
         load_filter("x", "sedpy:no_such")
