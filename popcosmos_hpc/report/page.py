@@ -59,29 +59,53 @@ def write_report(run_dir: Path | str, out: Path | str | None = None, truth: Path
     """
     run = read_run_data(Path(run_dir), None if truth is None else Path(truth))
     page = render(run, tuple(section(run) for section in SECTIONS))
-    path = Path(run_dir) / "report.html" if out is None else Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = write_page(page, Path(run_dir) / "report.html" if out is None else Path(out))
     logger.info("report of %d galaxies written to %s", run.n_galaxies, path)
     return path
 
 
+def write_page(page: str, path: Path) -> Path:
+    """Put a page in its place, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
 def render(run: RunData, sections: tuple[Section, ...]) -> str:
-    """The page as HTML text."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = resources.files("popcosmos_hpc.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    """The page of a run as HTML text."""
+    return render_page(
         name=run.config.get("name", run.run_dir.name),
         subtitle=_subtitle(run),
         tiles=tiles(run),
         warnings=_warnings(run),
         sections=sections,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=str(run.fingerprint.get("code", "")),
+    )
+
+
+def render_page(
+    name: str,
+    subtitle: str,
+    tiles: tuple[Tile, ...],
+    warnings: tuple[str, ...],
+    sections: tuple[Section, ...],
+    version: str,
+) -> str:
+    """A page as HTML text: a head with tiles and warnings, and sections."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = resources.files("popcosmos_hpc.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        name=name,
+        subtitle=subtitle,
+        tiles=tiles,
+        warnings=warnings,
+        sections=sections,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=version,
     )
 
 

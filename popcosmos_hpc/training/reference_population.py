@@ -307,7 +307,8 @@ def write_draws(
     """
     theta, density = _collect(n, seed, magnitude_limit, band, bundle)
     facts = {
-        "population": "reference population of popcosmos_hpc: published relations, not pop-cosmos",
+        "population": "reference population",
+        "made_of": "published relations; it is not the population of the pop-cosmos papers",
         "magnitude_limit": str(magnitude_limit),
         "band": band,
         "bundle": f"{bundle} {load_bundle(bundle).sha256}",

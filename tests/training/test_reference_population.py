@@ -193,7 +193,7 @@ def test_table_names_its_sources_and_density(tmp_path, limited):
     assert np.array_equal(
         np.column_stack([table[name].to_numpy() for name in POP_COSMOS.names]), limited[:300]
     )
-    assert facts["seed"] == "7" and facts["band"] == "i" and "not pop-cosmos" in facts["population"]
+    assert facts["seed"] == "7" and facts["band"] == "i" and "not the population" in facts["made_of"]
     assert "1910.04168" in facts["source mass function"]
     # LSST Science Book, eq. 3.7: 46 x 10^(0.31 (i - 25)) galaxies per square arcmin, good to some 20 percent.
     published = 46 * 10 ** (0.31 * (24.0 - 25.0))
