@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from popcosmos_hpc.cli.models import bundle, train
+from popcosmos_hpc.cli.population import population
 from popcosmos_hpc.errors import PopCosmosError
 
 FAILED_BLOCKS, WRONG_USAGE, INTERRUPTED = 1, 2, 3
@@ -249,4 +250,5 @@ def report(run: Path, out: Path | None, truth: Path | None) -> None:
 
 
 main.add_command(train)
+main.add_command(population)
 main.add_command(bundle)

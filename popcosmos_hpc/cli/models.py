@@ -7,6 +7,9 @@ from typing import Any
 import click
 
 _PATH = click.Path(path_type=Path)
+_STATES = click.option(
+    "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
+)
 
 
 @click.group(short_help="Make models for other bands, or calibrate.")
@@ -21,9 +24,7 @@ def train() -> None:
     type=_PATH,
     help="Bundle folder to make, or folder of the bundles of several; default: the configuration's name.",
 )
-@click.option(
-    "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
-)
+@_STATES
 def train_emulator(configs: tuple[Path, ...], out: Path | None, checkpoint_dir: Path | None) -> None:
     """Train the emulators of training configurations and write their bundles.
 
@@ -44,6 +45,29 @@ def train_emulator(configs: tuple[Path, ...], out: Path | None, checkpoint_dir: 
     states = checkpoint_dir or targets[0].with_name(f"{targets[0].name}.checkpoints")
     for target in train_together(configs, targets, states):
         click.echo(f"bundle     {target}")
+
+
+@train.command("uncertainty", short_help="Train a model of a survey's flux errors.")
+@click.argument("config", type=_PATH)
+@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@click.option(
+    "--checkpoint-dir", type=_PATH, help="Where training states are kept; default: beside the bundle."
+)
+def train_uncertainty(config: Path, out: Path | None, checkpoint_dir: Path | None) -> None:
+    """Train the uncertainty model of a training configuration and write its bundle.
+
+    It learns the flux errors of all bands together, given the fluxes: from the rows of a survey's table that
+    have every band, or from a survey simulated with published formulae. After a stop, the same command goes
+    on from its checkpoint.
+
+    \b
+      popcosmos-hpc train uncertainty configs/training/noise_zcosmos.yaml --out my_errors
+    """
+    from popcosmos_hpc.training.noise import train_uncertainty_from_config
+
+    target = out or Path(config.stem)
+    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
+    click.echo(f"bundle     {train_uncertainty_from_config(config, target, states)}")
 
 
 @train.command("zero-points", short_help="Solve for zero points at known redshifts.")
@@ -100,6 +124,90 @@ def train_zero_points(
     click.echo(zero_points.zero_points_yaml(found, reference), nl=False)
     if out is not None:
         zero_points.write_zero_points(found, reference, out)
+
+
+@train.command("prior", short_help="Train a population on parameter draws.")
+@click.argument("config", type=_PATH)
+@click.option("--draws", type=_PATH, required=True, help="Parquet table with a column per parameter.")
+@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@_STATES
+def train_prior(config: Path, draws: Path, out: Path | None, checkpoint_dir: Path | None) -> None:
+    """Train a diffusion prior on parameter draws, by score matching.
+
+    The draws may be a published mock catalog, posterior draws, or those of a simulation. The bundle holds
+    how well the prior's own draws agree with held-out ones. After a stop, the same command goes on.
+
+    \b
+      popcosmos-hpc train prior configs/training/reference.yaml --draws draws.parquet --out population
+    """
+    from popcosmos_hpc.parameters import POP_COSMOS
+    from popcosmos_hpc.training.prior import load_prior_recipe, read_draws, train_prior_bundle
+
+    target = out or Path(config.stem)
+    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
+    recipe = load_prior_recipe(config)
+    theta = read_draws(draws, POP_COSMOS)
+    click.echo(f"population {train_prior_bundle(theta, POP_COSMOS, recipe, target, states)}")
+
+
+@train.command("population", short_help="Train a population on photometry.")
+@click.argument("config", type=_PATH)
+@click.option("--input", "catalog", type=_PATH, help="Catalog to use, instead of the one in CONFIG.")
+@click.option("--out", type=_PATH, help="Bundle folder to make; default: the configuration's name.")
+@_STATES
+def train_population(
+    config: Path, catalog: Path | None, out: Path | None, checkpoint_dir: Path | None
+) -> None:
+    """Train a population on the photometry of a catalog; no redshift is used.
+
+    Mock galaxies of the population, with the survey's noise and selection, are brought to agree with the
+    observed ones by optimal transport. After a stop, the same command goes on.
+
+    \b
+      popcosmos-hpc train population configs/training/zcosmos_population.yaml --input catalog --out population
+    """
+    from popcosmos_hpc.training.population_recipe import load_population_recipe, train_population_bundle
+
+    target = out or Path(config.stem)
+    states = checkpoint_dir or target.with_name(f"{target.name}.checkpoints")
+    recipe = load_population_recipe(config)
+    if catalog is not None:
+        recipe = recipe.model_copy(update={"input": str(catalog)})
+    click.echo(f"population {train_population_bundle(recipe, target, states)}")
+
+
+@train.command("student", short_help="Train a fast student of a population.")
+@click.argument("teacher")
+@click.option(
+    "--kind",
+    type=click.Choice(["flow", "map"]),
+    required=True,
+    help="A flow, which has a density, or a one-step map of base draws.",
+)
+@click.option("--out", type=_PATH, required=True, help="Bundle folder to make.")
+@click.option("--config", type=_PATH, help="Training configuration; default: the recipe's own defaults.")
+@_STATES
+def train_student(
+    teacher: str, kind: Any, out: Path, config: Path | None, checkpoint_dir: Path | None
+) -> None:
+    """Train a fast student of a population, and measure how far it is from it.
+
+    TEACHER is the name of a shipped population, or a folder. What was measured is printed and goes into the
+    bundle, which refuses uses for which the student is not accurate enough. After a stop, the same command
+    goes on from its checkpoint.
+
+    \b
+      popcosmos-hpc train student my_population --kind flow --out my_flow
+    """
+    from popcosmos_hpc.training.prior_student import RECIPES, load_student_recipe, train_student_bundle
+
+    states = checkpoint_dir or out.with_name(f"{out.name}.checkpoints")
+    recipe = RECIPES[kind](name=out.name) if config is None else load_student_recipe(config, kind)
+    path, student = train_student_bundle(teacher, kind, recipe, out, states)
+    click.echo(f"bundle     {path}")
+    for name, value, error in student.accuracy:
+        click.echo(f"accuracy   {name} {value:.4g} +- {error:.2g}")
+    click.echo(f"good for   {', '.join(student.uses()) or 'none of its uses: train it longer'}")
 
 
 @click.group()

@@ -117,6 +117,13 @@ def read_photometry(recipe: PopulationRecipe) -> tuple[np.ndarray, np.ndarray, d
         ConfigurationError: the catalog lacks a band.
         TrainingError: no galaxy is left.
     """
+    table, counts = select_galaxies(recipe)
+    flux, flux_err = (_columns(table, kind, recipe.bands) for kind in ("flux", "flux_err"))
+    return flux.astype(np.float32), flux_err.astype(np.float32), counts
+
+
+def select_galaxies(recipe: PopulationRecipe) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of the catalog to learn from, sorted by id, and what was left out; errors as above."""
     catalog = SourceCatalog(recipe.input, load_preset(recipe.survey))
     if missing := [band for band in recipe.bands if band not in catalog.bands]:
         raise ConfigurationError(
@@ -139,7 +146,7 @@ def read_photometry(recipe: PopulationRecipe) -> tuple[np.ndarray, np.ndarray, d
             "galaxies with all bands that pass the selection", f"none of {table.num_rows} ({counts})",
             recipe.input, "Choose bands that most galaxies have, and limits in AB magnitudes.",
         )  # fmt: skip
-    return flux[bright].astype(np.float32), flux_err[bright].astype(np.float32), counts
+    return table.filter(pa.array(bright)), counts
 
 
 def _columns(table: pa.Table, kind: str, bands: tuple[str, ...]) -> np.ndarray:
