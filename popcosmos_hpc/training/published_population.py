@@ -70,12 +70,10 @@ def read_population(path: Path) -> PublishedPopulation:
         BundleError: the file is damaged, or of another layout.
     """
     where = str(path)
-    root = _expect(read_torch_archive(path), where, "CatalogueGenerator", "PopulationModelDiffusion")
+    root = expect(read_torch_archive(path), where, "CatalogueGenerator", "PopulationModelDiffusion")
     generator = root if root.is_a("CatalogueGenerator") else None
     model = (
-        root
-        if generator is None
-        else _expect(root.get("population_model"), where, "PopulationModelDiffusion")
+        root if generator is None else expect(root.get("population_model"), where, "PopulationModelDiffusion")
     )
     space = pop_cosmos() if generator is None else _space(generator, where)
     shift, scale = (vector(model.get(name), space.size, f"{where}, {name}") for name in ("shift", "scale"))
@@ -100,13 +98,13 @@ def read_diffusion(model: StandIn, size: int, where: str) -> Diffusion:
         BundleError: it is of another layout.
     """
     network, schedule = _network(model.get("model"), size, where), _schedule(model.get("sde"), where)
-    no_sigma = _expect(model.get("score_model"), where, "ScoreModel").get("no_sigma")
+    no_sigma = expect(model.get("score_model"), where, "ScoreModel").get("no_sigma")
     return Diffusion(network, schedule, "score" if no_sigma else "scaled_score", _STEPS[0])
 
 
 def _network(mlp: Any, size: int, where: str) -> ScoreNetwork:
-    mlp = _expect(mlp, where, "MLP")
-    layers = [_expect(layer, where, "Linear") for layer in sequence(mlp.get("NN"), where)]
+    mlp = expect(mlp, where, "MLP")
+    layers = [expect(layer, where, "Linear") for layer in sequence(mlp.get("NN"), where)]
     activation = mlp.get("activation")
     name = getattr(activation, "origin", type(activation).__name__).rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
@@ -125,7 +123,7 @@ def _network(mlp: Any, size: int, where: str) -> ScoreNetwork:
 
 
 def _schedule(sde: Any, where: str) -> NoiseSchedule:
-    sde = _expect(sde, where, *_SCHEDULES)
+    sde = expect(sde, where, *_SCHEDULES)
     kind, low, high = _SCHEDULES[sde.origin.rsplit(".", 1)[-1]]
     if float(sde.get("T")) != 1.0:
         raise BundleError("times from 0 to 1", f"T = {float(sde.get('T'))}", where)
@@ -202,7 +200,7 @@ def _calibration(generator: StandIn, where: str) -> Calibration:
     bands = tuple(lines.get("filternames")) if isinstance(lines, StandIn) else tuple(COSMOS_BANDS)
     zero_points = vector(generator.get("zero_points"), len(bands), f"{where}, zero_points")
     offsets = np.asarray(generator.get("emline_offsets"), np.float64).ravel()
-    waves = np.asarray(_expect(lines, where, "EmLineEmulator").get("line_lambdas_selected"), np.float64)
+    waves = np.asarray(expect(lines, where, "EmLineEmulator").get("line_lambdas_selected"), np.float64)
     if offsets.shape != waves.shape:
         raise BundleError(f"{len(waves)} line offsets", str(offsets.shape), where)
     rounded = {band: round(float(value), 7) for band, value in zip(bands, zero_points, strict=True)}
@@ -221,7 +219,12 @@ def vector(value: Any, size: int, where: str) -> np.ndarray:
     return np.broadcast_to(array.ravel(), (size,)).copy()
 
 
-def _expect(value: Any, where: str, *names: str) -> StandIn:
+def expect(value: Any, where: str, *names: str) -> StandIn:
+    """The object itself if its class has one of the names.
+
+    Raises:
+        BundleError: it has another.
+    """
     if not isinstance(value, StandIn) or not value.is_a(*names):
         found = value.origin if isinstance(value, StandIn) else type(value).__name__
         raise BundleError(f"a {' or '.join(names)}", found, where, "The file is of another layout.")

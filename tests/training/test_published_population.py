@@ -3,131 +3,31 @@
 import dataclasses
 import logging
 import pickle
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 
 from popcosmos_hpc.errors import BundleError
+from popcosmos_hpc.model.noise import LN_NANOMAGGIES, asinh_magnitude
 from popcosmos_hpc.parameters import POP_COSMOS
 from popcosmos_hpc.training.published_calibration import COSMOS_BANDS, LINE_OFFSETS
+from popcosmos_hpc.training.published_noise import read_noise
 from popcosmos_hpc.training.published_population import read_population
-from tests.torch_archive import Call, Module, Named, activation, linear, write_archive, write_raw
-
-DIFFUSION = "flowfusion.diffusion"
-CONSTANTS = {
-    "VPSDE": {"beta_min": 0.1, "beta_max": np.array(18.0, np.float32), "T": 1.0},
-    "SUBVPSDE": {"beta_min": 0.2, "beta_max": 15.0, "T": 1.0},
-    "VESDE": {name: np.array(value, np.float32) for name, value in
-              (("sigma_min", 0.02), ("sigma_max", 8.0), ("T", 1.0))},
-}  # fmt: skip
-EPSILON = {"VPSDE": 1e-3, "SUBVPSDE": 1e-4, "VESDE": 1e-5}
-SHIFT = np.linspace(-1.0, 20.0, 16).astype(np.float32)
-SCALE = np.linspace(0.5, 3.0, 16).astype(np.float32)
-
-
-def make_layers(rng, size, n_condition, units, n_frequencies, slope=1.0):
-    """Random layers near a small multiple of the identity, ending in one that undoes it with a minus.
-
-    So the output is roughly -x, the score of normal data, and the flow stays in bounds; `slope` is that of
-    the activation at zero.
-    """
-    sizes = (2 * n_frequencies + size + n_condition, *units, size)
-    layers, last = [], len(units)
-    for index, (n_in, n_out) in enumerate(pairwise(sizes)):
-        first = 2 * n_frequencies if index == 0 else 0
-        weight, bias = 0.3 * rng.normal(size=(n_out, n_in)) / np.sqrt(n_in), 0.01 * rng.normal(size=n_out)
-        weight[:size, first : first + size] += np.eye(size)
-        gain = {0: 0.1, last: -10.0 / slope**last}.get(index, 1.0)
-        layers.append(((gain * weight).astype(np.float32), bias.astype(np.float32)))
-    return layers
-
-
-def make_mlp(layers, frequencies, size, n_condition, kind="Tanh"):
-    modules = {str(k): linear(*layer) for k, layer in enumerate(layers)}
-    listed = Module("torch.nn.modules.container.ModuleList", modules=modules)
-    return Module(
-        f"{DIFFUSION}.MLP", {"W": frequencies}, {"pi": np.array(np.pi, np.float32)},
-        {"NN": listed, "activation": activation(kind)},
-        n_dimensions=size, n_conditionals=n_condition, n_layers=len(layers),
-    )  # fmt: skip
-
-
-def make_model(mlp, sde, no_sigma, shift=SHIFT, scale=SCALE, kind="PopulationModelDiffusion", **buffers):
-    constants = {name: value for name, value in CONSTANTS[sde].items() if isinstance(value, np.ndarray)}
-    others = {name: value for name, value in CONSTANTS[sde].items() if name not in constants}
-    epsilon = np.array(EPSILON[sde], np.float32)
-    process = Module(f"{DIFFUSION}.{sde}", buffers={"epsilon": epsilon, **constants}, **others)
-    score = Module(
-        f"{DIFFUSION}.ScoreModel", modules={"model": mlp, "sde": process},
-        conditional=None, no_sigma=no_sigma, prob=False, hutch=False,
-    )  # fmt: skip
-    return Module(
-        f"{DIFFUSION}.{kind}", buffers={"shift": shift, "scale": scale, **buffers},
-        modules={"model": mlp, "sde": process, "score_model": score},
-        options={"min_step": 1e-6}, method="dopri5",
-    )  # fmt: skip
-
-
-def make_generator(population, **changes):
-    """A `CatalogueGenerator`, with the other objects that it holds."""
-    lower = np.array([7.0 if p.name == "N" else p.lower for p in POP_COSMOS.parameters], np.float32)
-    upper = np.array([13.0 if p.name == "N" else p.upper for p in POP_COSMOS.parameters], np.float32)
-    upper[-1] = 4.5
-    names = ["z" if name == "redshift" else name for name in POP_COSMOS.names]
-    waves = np.array([1215.67, 4070.0, *(line.wave for line in LINE_OFFSETS)], np.float32)
-    network = Module("speculator.speculator.Speculator", device=Call(Named("torch", "device"), ("cuda",)))
-    lines = Module(
-        "pop_cosmos.emlines.EmLineEmulator", modules={"speculator_emlines": network},
-        filternames=list(COSMOS_BANDS), line_lambdas_selected=waves,
-    )  # fmt: skip
-    offsets = np.array([2e-6, -5e-6, *(line.offset * 1.1 for line in LINE_OFFSETS)], np.float32)
-    zero_points = np.linspace(0.9, 1.1, len(COSMOS_BANDS)).astype(np.float32)
-    facts = {
-        "param_names": names, "n_params": 16, "lower": lower, "upper": upper, "zero_points": zero_points,
-        "emline_offsets": offsets, "ln_emline_scatters": np.full(len(waves), -29.0, np.float32),
-        "noise_base": Module("torch.distributions.studentT.StudentT", plain=True, df=np.array(2.0)),
-        **changes,
-    }  # fmt: skip
-    modules = {"population_model": population, "emission_line_flux_emulator": lines}
-    return Module("pop_cosmos.catalogue.CatalogueGenerator", modules=modules, **facts)
-
-
-def exact_transport(u, layers, frequencies, sde, no_sigma, kind):
-    """Phi by an adaptive solver, from the equations of Song et al. 2021 written out anew."""
-    low, high = (float(CONSTANTS[sde][name]) for name in list(CONSTANTS[sde])[:2])
-    act = np.tanh if kind == "Tanh" else lambda a: a / (1 + np.exp(-a))
-
-    def network(t, x):
-        phase = 2 * np.pi * frequencies.astype(np.float64) * t
-        h = np.concatenate([np.sin(phase), np.cos(phase), x])
-        for weight, bias in layers[:-1]:
-            h = act(weight.astype(np.float64) @ h + bias)
-        return layers[-1][0].astype(np.float64) @ h + layers[-1][1]
-
-    def field(t, x):
-        beta = low + (high - low) * t
-        integral = low * t + 0.5 * (high - low) * t**2
-        if sde == "VESDE":
-            sigma = low * (high / low) ** t
-            f, g2 = 0.0, sigma**2 * 2 * np.log(high / low)
-        elif sde == "VPSDE":
-            sigma = np.sqrt(1 - np.exp(-integral))
-            f, g2 = -0.5 * beta * x, beta
-        else:
-            sigma = 1 - np.exp(-integral)
-            f, g2 = -0.5 * beta * x, beta * (1 - np.exp(-2 * integral))
-        score = network(t, x) if no_sigma else network(t, x) / sigma
-        return f - 0.5 * g2 * score
-
-    start = u * (high if sde == "VESDE" else 1.0)
-    span = (1.0, float(np.float32(EPSILON[sde])))
-    solved = solve_ivp(field, span, start, rtol=1e-7, atol=1e-8, method="DOP853")
-    return SHIFT + SCALE * solved.y[:, -1]
-
+from tests.published_models import (
+    DIFFUSION,
+    SCALE,
+    SHIFT,
+    constants_of,
+    exact_transport,
+    make_generator,
+    make_layers,
+    make_mlp,
+    make_model,
+    make_noise,
+)
+from tests.torch_archive import Module, write_archive, write_raw
 
 CASES = [
     ("VPSDE", True, "Tanh", (32, 32, 32), 4),
@@ -153,7 +53,8 @@ def test_draws_are_those_of_the_published_equations(tmp_path, sde, no_sigma, kin
     got, chosen = (
         np.asarray(jax.jit(jax.vmap(p.transport))(jnp.asarray(u, jnp.float32))) for p in (fine, prior)
     )
-    expected = np.stack([exact_transport(one, layers, frequencies, sde, no_sigma, kind) for one in u])
+    exact = [exact_transport(one, layers, frequencies, constants_of(sde), no_sigma, kind) for one in u]
+    expected = SHIFT + SCALE * np.stack(exact)
     np.testing.assert_allclose((got - expected) / SCALE, 0.0, atol=2e-4)
     # The steps chosen promise 0.01 rms on other draws; the rms of 48 numbers is known to 10 %, and a
     # draw far out can be several times worse than most.
@@ -242,3 +143,31 @@ def test_a_hostile_population_is_refused(tmp_path):
     with pytest.raises(BundleError, match="refuses posix"):
         read_population(archive)
     assert not trace.exists()
+
+
+def test_noise_is_that_of_the_published_equations(tmp_path):
+    rng, bands = np.random.default_rng(2), ("a", "b", "c")
+    noise, layers, frequencies = make_noise(rng, len(bands))
+    published = read_noise(write_archive(tmp_path / "noiseModel.pt", noise), bands)
+    model = published.model
+    assert published.error_floor == 0.0 and model.bands == bands and model.clip == (-28.0, -19.5)
+    model = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, n_steps=384))
+    flux, u = jnp.asarray([0.05, 2.0, -0.01]), rng.normal(size=3)
+    errors = jax.jit(lambda base, flux: model.transport(base, flux))(jnp.asarray(u, jnp.float32), flux)
+    got = np.log(np.asarray(errors)) - LN_NANOMAGGIES
+    magnitude = np.asarray(asinh_magnitude(flux, np.linspace(0.001, 0.004, 3, dtype=np.float32)))
+    np.testing.assert_allclose(magnitude[1], 22.5 - 2.5 * np.log10(2.0), atol=1e-4)
+    condition = (np.minimum(magnitude, np.linspace(31, 32, 3)) - np.linspace(25, 24, 3)) / np.linspace(
+        1.1, 1.6, 3
+    )
+    x = exact_transport(u, layers, frequencies, constants_of("VPSDE"), True, "Tanh", condition)
+    np.testing.assert_allclose(got, np.linspace(-27, -25, 3) + np.linspace(0.3, 0.5, 3) * x, atol=5e-4)
+
+
+def test_other_noise_models_are_refused(tmp_path):
+    rng = np.random.default_rng(2)
+    noise, *_ = make_noise(rng, 3)
+    with pytest.raises(BundleError, match="a noise model of 2 bands; got one of 3"):
+        read_noise(write_archive(tmp_path / "a.pt", noise), ("a", "b"))
+    with pytest.raises(BundleError, match=r"got pop_cosmos\.catalogue\.NoiseModelMDN"):
+        read_noise(write_archive(tmp_path / "a.pt", Module("pop_cosmos.catalogue.NoiseModelMDN")), ("a",))
