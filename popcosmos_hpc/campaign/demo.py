@@ -61,6 +61,6 @@ def _make_catalog(config: RunConfig, catalog: Path, n_galaxies: int) -> None:
     bands = config.model.bands or tuple(band for band in bundle.bands if band in preset.band_names)
     table = catalog.with_name(f"survey_{n_galaxies}.parquet")
     logger.info("drawing a mock survey of %d galaxies in %s", n_galaxies, ", ".join(bands))
-    write_mock(table, build_model(config, bundle, bands), MockSurvey(n_galaxies, seed=config.seed))
+    write_mock(table, build_model(config.model, bundle, bands), MockSurvey(n_galaxies, seed=config.seed))
     result = ingest(table, preset, catalog, highest_order=7)
     logger.info("%d rows: %d kept, %d rejected", result.n_in, result.n_kept, result.n_rejected)

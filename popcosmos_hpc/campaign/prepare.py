@@ -129,7 +129,7 @@ def _check_model(config: RunConfig, survey_bands: tuple[str, ...]) -> tuple[Any,
             "output.draws",
             "Ask for fewer, or raise the sampler's particles.",
         )
-    build_model(config, bundle, bands)
+    build_model(config.model, bundle, bands)
     return bundle, bands
 
 
@@ -140,7 +140,7 @@ def _fingerprint(config: RunConfig, run_dir: Path, plan: Plan, bundle: Any, band
         "bands": list(bands),
         "plan": prints.digest_of([plan.block_size, partitions]),
         "weights": bundle.sha256,
-        **({"prior": population} if (population := prior_hash(config)) else {}),
+        **({"prior": population} if (population := prior_hash(config.model)) else {}),
         "code": prints.code_version(),
         "input": _input_hash(Path(config.input.path), run_dir),
     }

@@ -10,7 +10,7 @@ import yaml
 
 from popcosmos_hpc.campaign.compilation_cache import cache_folder
 from popcosmos_hpc.campaign.fingerprint import read_fingerprint, short_hash
-from popcosmos_hpc.config import LikelihoodConfig, RunConfig, parse_config
+from popcosmos_hpc.config import LikelihoodConfig, ModelConfig, RunConfig, parse_config
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 
 RUN_FILE = "run.yaml"
@@ -112,13 +112,13 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
             str(config.model.bundle),
             "Restore the bundle that the run was planned with, or plan a new run.",
         )
-    prior = prior_hash(config)
+    prior = prior_hash(config.model)
     if prior != stored.get("prior"):
         raise LedgerError(
             f"a population bundle of sha256 {stored.get('prior')}", str(prior), config.model.prior,
             "Restore the population that the run was planned with, or plan a new run.",
         )  # fmt: skip
-    model = build_model(config, bundle, tuple(stored["bands"]))
+    model = build_model(config.model, bundle, tuple(stored["bands"]))
     parameter_units = tuple(parameter.unit for parameter in model.space.parameters)
     return Worker(
         config=config,
@@ -131,21 +131,22 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
     )
 
 
-def prior_hash(config: RunConfig) -> str | None:
+def prior_hash(settings: ModelConfig) -> str | None:
     """sha256 of the population bundle that is the prior; None for priors that are code."""
     from popcosmos_hpc.model.bundle import BUILT_IN_PRIORS, load_bundle
 
-    name = config.model.prior
-    return None if name in BUILT_IN_PRIORS else load_bundle(name, "population").sha256
+    if settings.prior in BUILT_IN_PRIORS:
+        return None
+    return load_bundle(settings.prior, "population").sha256
 
 
-def build_model(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
-    """The `GalaxyModel` of a run.
+def build_model(settings: ModelConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
+    """The `GalaxyModel` of a run or of a mock.
 
     Args:
-        config: settings of the run.
+        settings: of the model.
         bundle: the loaded bundle.
-        bands: bands to fit, in order.
+        bands: its bands, in order.
 
     Raises:
         BundleError: the bundle lacks a band or the prior.
@@ -153,12 +154,10 @@ def build_model(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
     from popcosmos_hpc.model.galaxy import GalaxyModel
     from popcosmos_hpc.model.likelihood import Likelihood
 
-    settings = config.model.likelihood
-    zero_points, floors = _per_band(settings, bands)
-    likelihood = Likelihood(
-        zero_points, floors, family=settings.family, nu=2.0 if settings.nu is None else settings.nu
-    )
-    return GalaxyModel(bundle.emulator(bands), likelihood, bundle.prior(config.model.prior))
+    noise = settings.likelihood
+    zero_points, floors = _per_band(noise, bands)
+    likelihood = Likelihood(zero_points, floors, noise.family, 2.0 if noise.nu is None else noise.nu)
+    return GalaxyModel(bundle.emulator(bands), likelihood, bundle.prior(settings.prior))
 
 
 def make_sampler(config: RunConfig) -> Any:
