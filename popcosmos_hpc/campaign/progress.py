@@ -34,15 +34,16 @@ class Progress:
     Args:
         total: galaxies of the run.
         done: galaxies finished before.
+        activity: what happens to them.
     """
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int, activity: str = "fitting"):
         self._total, self._done, self._start = total, done, done
         self._begin = self._last = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit="galaxy", desc="fit", smoothing=0.05)
-        logger.info("%d of %d galaxies done; fitting", done, total)
+            self._bar = tqdm(total=total, initial=done, unit="galaxy", desc=activity, smoothing=0.05)
+        logger.info("%d of %d galaxies done; %s", done, total, activity)
 
     def advance(self, count: int) -> None:
         """Count finished galaxies; negative where an attempt has to be repeated."""
