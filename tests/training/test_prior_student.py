@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
+from click.testing import CliRunner
 from scipy import stats
 
+from popcosmos_hpc.cli import main
 from popcosmos_hpc.errors import BundleError, ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedule, initial_score_network
@@ -365,6 +368,20 @@ def test_bad_teachers_and_recipes_are_refused(tmp_path):
         load_student_recipe(bad, "flow")
     with pytest.raises(ConfigurationError, match="no file"):
         load_student_recipe(tmp_path / "none.yaml", "map")
+
+
+def test_the_command_says_what_a_student_is_good_for(teacher, tmp_path):
+    recipe, out = tmp_path / "map.yaml", tmp_path / "student"
+    recipe.write_text(yaml.safe_dump(MAP.model_dump(mode="json") | {"n_rounds": 1, "n_draws": 1000}))
+    words = ["train", "student", str(teacher), "--out", str(out), "--config", str(recipe), "--kind"]
+    shown = CliRunner().invoke(main, [*words, "map"])
+    assert shown.exit_code == 0, shown.output
+    assert "accuracy   rms " in shown.output and "good for   " in shown.output
+    assert load_bundle(out, "map").manifest["name"] == "map"
+    assert len(list((tmp_path / "student.checkpoints").glob("map-*.eqx"))) == 1
+    recipe.write_text("name: flow\nlayers: 8\n")
+    refused = CliRunner().invoke(main, [*words, "flow"])
+    assert refused.exit_code == 2 and "recipe of a flow student" in refused.output
 
 
 @pytest.mark.parametrize("name", ["reference_flow", "reference_map"])
