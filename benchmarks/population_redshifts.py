@@ -20,9 +20,6 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), default=Path("redshifts.png"))
 def main(recipe: Path, catalog: str, population: str, start: str | None, draws: int, out: Path) -> None:
     """Print means and widths, and draw the histograms."""
-    import equinox as eqx
-    import jax
-    import jax.numpy as jnp
     import matplotlib
     import numpy as np
 
@@ -44,25 +41,7 @@ def main(recipe: Path, catalog: str, population: str, start: str | None, draws: 
     axes.hist(truth, edges, density=True, color="0.8", label=f"{len(truth):,} spectroscopic")
     for label, name, colour in (("before", settings.start, "C1"), ("after", population, "C0")):
         chosen = settings.model_copy(update={"start": name})
-        forward = recipes.build_forward(chosen, bundle, flux, flux_err)
-        zero_points = load_bundle(name).manifest.get("zero_points")
-        if zero_points:  # those that were found with the population
-            known = np.array([zero_points[band] for band in settings.bands])
-            given = np.asarray(forward.galaxy.likelihood.zero_points)
-            forward = eqx.tree_at(
-                lambda f: f.log_zero_points, forward, jnp.asarray(np.log(known / given), jnp.float32)
-            )
-        index = forward.galaxy.space.index("redshift")
-
-        def one(model, key, index=index):
-            _, weight = model.observe(key)
-            return model.theta(jax.random.split(key, 3)[0])[index], weight
-
-        many = eqx.filter_jit(eqx.filter_vmap(one, in_axes=(None, 0)))
-        keys = jax.random.split(jax.random.PRNGKey(5), draws).reshape(-1, 4000, 2)
-        found = [many(forward, some) for some in keys]
-        redshift, weight = (np.concatenate(part) for part in zip(*found, strict=True))
-        seen = redshift[weight > 0.5]
+        seen = _predicted(recipes.build_forward(chosen, bundle, flux, flux_err), name, draws)
         click.echo(
             f"{label}: {len(seen)} mock galaxies selected; mean {seen.mean():.4f} "
             f"({seen.mean() - truth.mean():+.4f}), width {seen.std():.4f} ({seen.std() / truth.std():.3f})"
@@ -71,6 +50,34 @@ def main(recipe: Path, catalog: str, population: str, start: str | None, draws: 
     axes.set(xlabel="redshift", ylabel="density", xlim=(0, 1.6))
     axes.legend(frameon=False)
     figure.savefig(out, dpi=130)
+
+
+def _predicted(forward, name: str, draws: int):
+    """Redshifts of selected mock galaxies, with the zero points that were found with the population."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from popcosmos_hpc.model.bundle import load_bundle
+    from popcosmos_hpc.training.population import base_draws
+
+    zero_points = load_bundle(name).manifest.get("zero_points")
+    if zero_points:
+        known = np.array([zero_points[band] for band in forward.galaxy.bands])
+        change = np.log(known / np.asarray(forward.galaxy.likelihood.zero_points))
+        forward = eqx.tree_at(lambda f: f.log_zero_points, forward, jnp.asarray(change, jnp.float32))
+    index = forward.galaxy.space.index("redshift")
+
+    def one(model, key, u):
+        return model.calibrated().theta(u)[index], model.observe(key, u)[1]
+
+    many = eqx.filter_jit(eqx.filter_vmap(one, in_axes=(None, 0, 0)))
+    base = base_draws(5, draws, forward.galaxy.space.size).reshape(-1, 4000, forward.galaxy.space.size)
+    keys = jax.random.split(jax.random.PRNGKey(5), draws).reshape(-1, 4000, 2)
+    found = [many(forward, *some) for some in zip(keys, base, strict=True)]
+    redshift, weight = (np.concatenate(part) for part in zip(*found, strict=True))
+    return redshift[weight > 0.5]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from popcosmos_hpc.training.population import (
     Forward,
     PopulationSchedule,
     Selection,
+    base_draws,
     mock_photometry,
     train_population,
 )
@@ -63,7 +64,9 @@ def errors(flux: np.ndarray) -> np.ndarray:
 
 def drawn(forward: Forward, count: int = 8000) -> np.ndarray:
     keys = jax.random.split(jax.random.PRNGKey(99), count)
-    return np.asarray(jax.jit(jax.vmap(forward.theta))(keys))
+    return np.asarray(
+        jax.jit(jax.vmap(lambda k: forward.galaxy.theta(forward.galaxy.prior.sample_base(k))))(keys)
+    )
 
 
 @pytest.mark.parametrize("distance", ["sliced", "sinkhorn"])
@@ -123,11 +126,20 @@ def test_zero_points_are_found_with_the_population():
     assert abs(wrong) < 0.3 * abs(normal @ (np.array([0.0, 0.08, 0.0]) * OFFSET))
 
 
+def test_base_draws_are_normal_and_even():
+    """Their means scatter less than 1 / sqrt(n) of independent draws, and seeds differ."""
+    draws = np.asarray(base_draws(3, 1024, 5))
+    assert np.all(np.abs(draws.mean(0)) < 0.3 / np.sqrt(1024))
+    np.testing.assert_allclose(draws.std(0), 1.0, atol=0.02)
+    assert np.max(np.abs(np.corrcoef(draws.T) - np.eye(5))) < 0.1
+    assert not np.allclose(draws, base_draws(4, 1024, 5))
+
+
 def test_no_redshift_and_no_truth_goes_in():
     """The signature takes fluxes and errors only; the mock is reproducible from its seed."""
     forward = world()
-    one = mock_photometry(forward, 3, jnp.arange(64))
-    other = mock_photometry(forward, 3, jnp.arange(64))
+    one = mock_photometry(forward, 3, 64)
+    other = mock_photometry(forward, 3, 64)
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_array_equal(one[1], np.ones(64))
 
