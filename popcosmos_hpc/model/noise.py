@@ -79,7 +79,7 @@ class AbstractUncertainty(eqx.Module):
                 "uncertainty model",
                 "Give the fluxes of all its bands, or train a model for fewer.",
             )
-        return SelectedUncertainty(self, tuple(bands), given)
+        return SelectedUncertainty(model=self, bands=tuple(bands), given=given)
 
 
 class SelectedUncertainty(AbstractUncertainty):
@@ -189,7 +189,7 @@ class DiffusionUncertainty(AbstractUncertainty):
     softening: Float[Array, " band"]
     condition_shift: Float[Array, " band"]
     condition_scale: Float[Array, " band"]
-    condition_range: Float[Array, "2 band"]
+    condition_range: Float[Array, "end band"]
     clip: tuple[float, float] = eqx.field(static=True, default=REFERENCE_CLIP)
 
     @classmethod
