@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from popcosmos_hpc.config import ModelConfig, PartitionConfig, Section, load_settings
+from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.survey.footprint import Box, Cone, Footprint, Pixels, Region
 
 ZERO_POINT = 22.5
@@ -99,20 +100,43 @@ class SkyConfig(Section):
 
 
 class UncertaintyConfig(Section):
-    """How large the flux errors are.
+    """How large the flux errors are: depths or a bundle.
 
     Attributes:
         depths: AB magnitude per band at which a flux is `sigma` errors; every galaxy has these errors.
-        sigma: of the depths.
+        sigma: of the depths; 5 if not given.
+        bundle: an uncertainty bundle, which draws the errors given the noiseless fluxes: the name of a
+            shipped one, or a folder.
     """
 
-    depths: dict[str, float]
-    sigma: float = Field(default=5.0, gt=0)
+    depths: dict[str, float] | None = None
+    sigma: float | None = Field(default=None, gt=0)
+    bundle: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if (self.depths is None) == (self.bundle is None):
+            raise ValueError("either depths or a bundle")
+        if self.bundle is not None and self.sigma is not None:
+            raise ValueError("no sigma with a bundle (sigma belongs to depths)")
+        return self
 
     def flux_errors(self, bands: tuple[str, ...]) -> np.ndarray:
-        """1-sigma errors (band,) [nanomaggies] of bands that are all named."""
-        depths = np.array([self.depths[band] for band in bands])
-        return 10 ** (0.4 * (ZERO_POINT - depths)) / self.sigma
+        """1-sigma errors (band,) [nanomaggies] of bands; there must be a depth for each.
+
+        Raises:
+            ConfigurationError: there is none for a band, or one for another band.
+        """
+        depths = self.depths or {}
+        if set(depths) != set(bands):
+            raise ConfigurationError(
+                f"a depth for each of the bands {', '.join(bands)}",
+                f"depths for {', '.join(depths) or 'none'}",
+                "uncertainty.depths",
+                "Name every band once, and no other.",
+            )
+        magnitudes = np.array([depths[band] for band in bands])
+        return 10 ** (0.4 * (ZERO_POINT - magnitudes)) / (self.sigma or 5.0)
 
 
 class ConditionConfig(Section):
@@ -180,7 +204,7 @@ class MockConfig(Section):
     def science(self) -> dict[str, Any]:
         """The settings that the galaxies depend on; bundles are known by their hashes, not their places."""
         settings = self.model_dump(mode="json", exclude={"name", "partition", "most_draws"})
-        del settings["model"]["bundle"]
+        del settings["model"]["bundle"], settings["uncertainty"]["bundle"]
         if self.model.prior not in ("analytic", "gaussian"):
             settings["model"]["prior"] = "population"
         return settings

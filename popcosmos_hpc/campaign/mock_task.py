@@ -59,7 +59,7 @@ def inspect_survey(settings: str) -> tuple[float, dict[str, Any]]:
     from popcosmos_hpc.campaign.mock_draws import detection_rate
     from popcosmos_hpc.model.bundle import load_bundle
 
-    config = survey.config
+    config, errors = survey.config, survey.config.uncertainty.bundle
     n_found, n_drawn = detection_rate(survey.model, config.seed, config.most_draws)
     if not n_found:
         asked = ", ".join(str(item.model_dump(exclude_none=True)) for item in config.selection)
@@ -73,6 +73,7 @@ def inspect_survey(settings: str) -> tuple[float, dict[str, Any]]:
         "settings": digest_of(config.science()),
         "bundle": load_bundle(config.model.bundle).sha256,
         "prior": prior_hash(config.model),
+        "uncertainty": load_bundle(errors, "uncertainty").sha256 if errors is not None else None,
         "code": code_version(),
     }
 
@@ -91,16 +92,14 @@ def build_survey(settings: str) -> Survey:
     set_up_device()
     from popcosmos_hpc.model.bundle import load_bundle
     from popcosmos_hpc.model.mock import Condition, Coverage, MockModel, Selection
-    from popcosmos_hpc.model.noise import ConstantUncertainty
 
     config = MockConfig.model_validate_json(settings)
     bundle = load_bundle(config.model.bundle)
     bands = config.model.bands or bundle.bands
     galaxy = build_model(config.model, bundle, bands)
-    _check_depths(config, bands)
     model = MockModel(
         galaxy,
-        ConstantUncertainty(bands, config.uncertainty.flux_errors(bands)),
+        _uncertainty(config, bands),
         Selection(bands, [Condition(**item.model_dump()) for item in config.selection]),
         Coverage(bands, [(item.bands, item.missing_fraction) for item in config.coverage]),
     )
@@ -109,15 +108,13 @@ def build_survey(settings: str) -> Survey:
     return Survey(config, model, truth)
 
 
-def _check_depths(config: MockConfig, bands: tuple[str, ...]) -> None:
-    depths = config.uncertainty.depths
-    if set(depths) != set(bands):
-        raise ConfigurationError(
-            f"a depth for each of the bands {', '.join(bands)}",
-            f"depths for {', '.join(depths) or 'none'}",
-            "uncertainty.depths",
-            "Name every band once, and no other.",
-        )
+def _uncertainty(config: MockConfig, bands: tuple[str, ...]) -> Any:
+    from popcosmos_hpc.model.bundle import load_uncertainty
+    from popcosmos_hpc.model.noise import ConstantUncertainty
+
+    if config.uncertainty.bundle is not None:
+        return load_uncertainty(config.uncertainty.bundle).select(bands)
+    return ConstantUncertainty(bands, config.uncertainty.flux_errors(bands))
 
 
 def write_portions(

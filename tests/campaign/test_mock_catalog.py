@@ -14,7 +14,10 @@ from popcosmos_hpc.campaign import mock_catalog, mock_task
 from popcosmos_hpc.campaign.mock_catalog import make_mock, plan_portions
 from popcosmos_hpc.campaign.mock_config import MockConfig, load_mock_config
 from popcosmos_hpc.config import parse_settings
-from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.errors import BundleError, ConfigurationError
+from popcosmos_hpc.model.bundle import save_bundle
+from popcosmos_hpc.model.noise import ConstantUncertainty
+from popcosmos_hpc.model.noise_bundle import uncertainty_to_bundle
 from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
 from tests import toy, toy_run
@@ -235,6 +238,22 @@ def test_mistakes_are_refused_before_anything_is_written(changes, words, tmp_pat
     with pytest.raises(ConfigurationError, match=words):
         make_mock(config(**changes), tmp_path / "cat")
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_a_bundle(made, table, tmp_path):
+    given = ConstantUncertainty(toy.BANDS[::-1], toy.ERRORS[::-1])
+    facts, arrays = uncertainty_to_bundle(given)
+    save_bundle(tmp_path / "errors", {"name": "errors", **facts}, arrays)
+    result = make_mock(config(uncertainty={"bundle": str(tmp_path / "errors")}), tmp_path / "cat")
+    # Depths in float64 and stored errors in float32 may round apart, and with them galaxies at the limit.
+    ours, theirs = rows(result.catalog), table
+    equal = ours["truth_N"].to_numpy() == theirs["truth_N"].to_numpy()
+    assert equal.mean() > 0.999
+    np.testing.assert_allclose(ours["flux_err_u"].to_numpy(), toy.ERRORS[0], rtol=1e-6)
+    facts, arrays = uncertainty_to_bundle(ConstantUncertainty(toy.BANDS[1:], toy.ERRORS[1:]))
+    save_bundle(tmp_path / "fewer", {"name": "fewer", **facts}, arrays)
+    with pytest.raises(BundleError, match="bands among"):
+        make_mock(config(uncertainty={"bundle": str(tmp_path / "fewer")}), tmp_path / "other")
 
 
 def test_partitions_are_ranges_of_numbers():

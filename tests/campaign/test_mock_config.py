@@ -68,7 +68,10 @@ def test_footprints(sky, regions):
         ({"selection": [{"band": "r", "brighter": 20}]}, "Did you mean 'brighter_than'"),
         ({"coverage": [{"bands": ["r"], "missing_fraction": 1}]}, "less than 1"),
         ({"uncertainty": {"depths": {"r": 25.0}, "sigma": 0}}, "uncertainty.sigma"),
-        ({"uncertainty": {"depth": {"r": 25.0}}}, "uncertainty"),
+        ({"uncertainty": {"depth": {"r": 25.0}}}, "Did you mean 'depths'"),
+        ({"uncertainty": {}}, "either depths or a bundle"),
+        ({"uncertainty": {"depths": {"r": 25.0}, "bundle": "noise"}}, "either depths or a bundle"),
+        ({"uncertainty": {"sigma": 5, "bundle": "noise"}}, "no sigma with a bundle"),
         ({"model": {"bundle": "kids9", "use_redshift": True}}, "no use_redshift"),
         ({"galaxies": 5}, "Did you mean 'n_galaxies'"),
     ],
@@ -82,6 +85,8 @@ def test_science_knows_what_the_galaxies_depend_on():
     base = parse().science()
     assert base == parse(name="other", partition={"max_rows": 10}, most_draws=5).science()
     assert base == parse(model={"bundle": "elsewhere"}).science(), "bundles count by their hashes"
+    errors = [parse(uncertainty={"bundle": name}).science() for name in ("one", "other")]
+    assert errors[0] == errors[1] != base
     for changes in (
         {"seed": 2},
         {"n_galaxies": 11},
