@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from popcosmos_hpc.cli.models import bundle, train
-from popcosmos_hpc.cli.population import population
+from popcosmos_hpc.cli.population import mock, population
 from popcosmos_hpc.errors import PopCosmosError
 
 FAILED_BLOCKS, WRONG_USAGE, INTERRUPTED = 1, 2, 3
@@ -249,6 +249,7 @@ def report(run: Path, out: Path | None, truth: Path | None) -> None:
     click.echo(f"report     {write_report(run, out, truth)}")
 
 
+main.add_command(mock)
 main.add_command(train)
 main.add_command(population)
 main.add_command(bundle)

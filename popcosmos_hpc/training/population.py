@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtri
 from jaxtyping import Float, Scalar
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy.stats import qmc
 
 from popcosmos_hpc.errors import TrainingError
@@ -42,7 +42,7 @@ class PopulationSchedule(BaseModel):
 
     Attributes:
         distance: `sinkhorn`, or `sliced` (cheaper, and less noisy for many bands).
-        n_mock: mock galaxies per step, before selection.
+        n_mock: mock galaxies per step, before selection; a power of two.
         n_data: observed galaxies per step.
         n_directions: of the sliced distance.
         epsilon: regularisation of the Sinkhorn divergence.
@@ -75,6 +75,13 @@ class PopulationSchedule(BaseModel):
     train_lines: bool = False
     line_width: float = Field(default=0.3, gt=0)
     seed: int = 1
+
+    @field_validator("n_mock")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("a power of two (the draws of a Sobol sequence are even only then)")
+        return value
 
 
 class Selection(NamedTuple):
