@@ -1,22 +1,19 @@
-"""A mock survey drawn from a model: galaxies of the prior, faint and noisy, with their truth."""
+"""The small mock survey of the demo: one table, in which some galaxies and rows are faulty on purpose."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.campaign.mock_draws import DetectedGalaxies, detection_rate, draw_galaxies
 from popcosmos_hpc.model.galaxy import GalaxyModel
+from popcosmos_hpc.model.mock import Condition, Coverage, MockModel, Selection
+from popcosmos_hpc.model.noise import ConstantUncertainty
 from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.survey.files import replace_atomically
-
-logger = logging.getLogger(__name__)
+from popcosmos_hpc.survey.mock_rows import object_ids
 
 # 5 sigma in 2 arcsec: Kuijken et al. 2019 (arXiv:1902.11265), Table 2 for KiDS, section 2 for VIKING.
 KIDS_DEPTHS = {
@@ -32,9 +29,7 @@ KIDS_DEPTHS = {
 }
 _INFRARED = ("Z", "Y", "J", "H", "Ks", "z", "y")
 _ZERO_POINT = 22.5  # AB magnitude of one nanomaggy
-_BATCH = 8192
-_MOST_BATCHES = 2000
-_FIRST_ID = 2**53 + 1  # beyond what a double can tell apart, as real identifiers are
+_MOST_DRAWS = 2**22
 
 
 @dataclass(frozen=True)
@@ -82,17 +77,14 @@ def write_mock(path: Path, model: GalaxyModel, survey: MockSurvey) -> Path:
         survey: what is detected.
 
     Raises:
-        ConfigurationError: the prior has next to no galaxies that bright.
+        ConfigurationError: the prior has no galaxy that bright among four million.
     """
-    theta, flux, errors = _draw(model, survey)
-    random = np.random.default_rng([survey.seed, 1])
-    flux = _cut_coverage(random, model.bands, flux, survey.missing_fraction)
-    columns = _positions(random, survey)
+    drawn, columns = _draw(model, survey), _positions(survey)
     for index, band in enumerate(model.bands):
-        columns[f"flux_{band}"] = flux[:, index]
-        columns[f"flux_err_{band}"] = np.where(np.isnan(flux[:, index]), np.nan, errors[index]).astype("f4")
-    derived = np.asarray(jax.jit(jax.vmap(model.emulator.derived))(jnp.asarray(theta)))
-    truth = np.concatenate([theta, derived.reshape(len(theta), -1)], axis=1)
+        missing = drawn.state[:, index] == BandState.MISSING
+        for name, values in (("flux", drawn.flux), ("flux_err", drawn.flux_err)):
+            columns[f"{name}_{band}"] = np.where(missing, np.float32(np.nan), values[:, index])
+    truth = np.concatenate([drawn.theta, drawn.derived], axis=1)
     for index, name in enumerate((*model.space.names, *model.emulator.derived_names)):
         columns[f"truth_{name}"] = truth[:, index]
     with replace_atomically(path) as partial:
@@ -100,70 +92,31 @@ def write_mock(path: Path, model: GalaxyModel, survey: MockSurvey) -> Path:
     return path
 
 
-def _draw(model: GalaxyModel, survey: MockSurvey) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parameters, fluxes and flux errors of detected galaxies, by rejection from the prior's wide draws."""
-    errors = survey.flux_errors(model.bands).astype(np.float32)
-    band = model.bands.index(survey.selection_band) if survey.selection_band in model.bands else 0
-    limit = 10 ** (0.4 * (_ZERO_POINT - survey.magnitude_limit))
-    key = jax.random.PRNGKey(survey.seed)
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for batch in range(_MOST_BATCHES):
-        keys = jax.random.split(jax.random.fold_in(key, batch), _BATCH)
-        theta, flux, log_weight = (np.asarray(x) for x in _simulate(model, keys, jnp.asarray(errors)))
-        with np.errstate(invalid="ignore"):
-            seen = (flux[:, band] > limit) & np.all(np.isfinite(flux), axis=1) & np.isfinite(log_weight)
-        kept.append((theta[seen], flux[seen], log_weight[seen]))
-        weights = np.concatenate([item[2] for item in kept])
-        # Expected number that survives the rejection below, with room for its scatter.
-        if len(weights) and np.exp(weights - weights.max()).sum() > 1.2 * survey.n_galaxies + 20:
-            break
-    theta, flux, log_weight = (np.concatenate(column) for column in zip(*kept, strict=True))
-    uniform = np.random.default_rng([survey.seed, 0]).random(len(log_weight))
-    chosen = np.flatnonzero(np.log(uniform) < log_weight - log_weight.max(initial=-np.inf))
-    if len(chosen) < survey.n_galaxies:
-        raise ConfigurationError(
-            f"{survey.n_galaxies} galaxies brighter than {survey.magnitude_limit} mag",
-            f"{len(chosen)} in {_MOST_BATCHES * _BATCH} draws of the prior",
-            "mock survey",
-            "Ask for fewer galaxies or a fainter limit.",
-        )
-    chosen = chosen[: survey.n_galaxies]
-    return theta[chosen], flux[chosen], errors
+def _draw(model: GalaxyModel, survey: MockSurvey) -> DetectedGalaxies:
+    bands = model.bands
+    selected = survey.selection_band if survey.selection_band in bands else bands[0]
+    infrared = tuple(band for band in bands if band in _INFRARED)
+    groups = [(infrared, survey.missing_fraction)] if 0 < len(infrared) < len(bands) else []
+    mock = MockModel(
+        model,
+        ConstantUncertainty(bands, survey.flux_errors(bands)),
+        Selection(bands, [Condition(selected, brighter_than=survey.magnitude_limit)]),
+        Coverage(bands, groups),
+    )
+    detection_rate(mock, survey.seed, _MOST_DRAWS)
+    return draw_galaxies(mock, survey.seed, np.arange(survey.n_galaxies))
 
 
-@eqx.filter_jit
-def _simulate(model: GalaxyModel, keys, errors):
-    """Draws of the wide proposal, their noisy fluxes, and ln prior over proposal."""
-    state = jnp.full(errors.shape, BandState.OBSERVED.value, jnp.int8)
-
-    def one(key):
-        draw_key, noise_key = jax.random.split(key)
-        u, log_weight = model.prior.propose_base(draw_key)
-        theta = model.theta(u)
-        return theta, model.observe(noise_key, theta, errors, state).flux, log_weight
-
-    return jax.vmap(one)(keys)
-
-
-def _positions(random: np.random.Generator, survey: MockSurvey) -> dict[str, np.ndarray]:
+def _positions(survey: MockSurvey) -> dict[str, np.ndarray]:
     """Identifiers, and positions uniform over a small patch."""
-    half = survey.width / 2
+    random, half = np.random.default_rng([survey.seed, 1]), survey.width / 2
     offset = random.uniform(-half, half, (2, survey.n_galaxies))
     dec = survey.centre[1] + offset[1]
     return {
-        "object_id": _FIRST_ID + 3 * np.arange(survey.n_galaxies, dtype=np.int64),
+        "object_id": object_ids(np.arange(survey.n_galaxies)),
         "ra": survey.centre[0] + offset[0] / np.cos(np.radians(survey.centre[1])),
         "dec": dec,
     }
-
-
-def _cut_coverage(random, bands: tuple[str, ...], flux: np.ndarray, fraction: float) -> np.ndarray:
-    """NaN in the infrared bands of some galaxies."""
-    infrared = np.array([band in _INFRARED for band in bands])
-    if infrared.all():
-        return flux
-    outside = random.random(len(flux)) < fraction
-    return np.where(outside[:, None] & infrared[None, :], np.float32(np.nan), flux)
 
 
 def _with_bad_rows(table: pa.Table) -> pa.Table:

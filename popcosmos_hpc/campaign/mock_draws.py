@@ -85,20 +85,24 @@ def draw_galaxies(
     return DetectedGalaxies(found.theta, _derived(model, found.theta), *photometry, tried)
 
 
-def detection_rate(model: MockModel, seed: int, most_draws: int) -> tuple[int, int]:
-    """Detected galaxies among draws of the population, and the draws: enough for a rate, or `most_draws`.
+def detection_rate(model: MockModel, seed: int, most_draws: int) -> float:
+    """Share of the population that is detected, from as many draws as it takes to know it to ten percent.
 
     Args:
         model: population, photometry, noise and selection.
         seed: of all random numbers.
         most_draws: bound on the draws; rounded up to whole batches.
+
+    Raises:
+        ConfigurationError: none is detected within the bound.
     """
     keys = np.repeat(galaxy_keys(seed, _PILOT), BATCH, axis=0)
     n_found = n_drawn = 0
     while n_found < _ENOUGH and n_drawn < most_draws:
         batch = _candidates(model, jnp.asarray(keys), jnp.asarray(n_drawn + np.arange(BATCH), jnp.int32))
         n_found, n_drawn = n_found + int(np.sum(batch.selected)), n_drawn + BATCH
-    return n_found, n_drawn
+    _refuse_endless(np.array([0 if n_found else n_drawn]), n_drawn)
+    return n_found / n_drawn
 
 
 def _padded(keys: np.ndarray, attempt: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -110,10 +114,10 @@ def _padded(keys: np.ndarray, attempt: np.ndarray) -> tuple[jax.Array, jax.Array
 def _refuse_endless(tried: np.ndarray, most_draws: int) -> None:
     if tried.max(initial=0) >= most_draws:
         raise ConfigurationError(
-            f"a galaxy that passes the selection within {most_draws} draws of the population",
+            f"a galaxy that passes the selection among {most_draws} draws of the population",
             "none",
             "selection",
-            "Relax the selection.",
+            "Relax it, or correct the depths.",
         )
 
 

@@ -43,8 +43,8 @@ def test_same_seed_same_survey(tmp_path, table):
 def test_impossible_survey_is_refused(tmp_path, monkeypatch):
     from popcosmos_hpc.campaign import mock
 
-    monkeypatch.setattr(mock, "_MOST_BATCHES", 2)
-    with pytest.raises(ConfigurationError, match="brighter than 5"):
+    monkeypatch.setattr(mock, "_MOST_DRAWS", 10_000)
+    with pytest.raises(ConfigurationError, match="among 16384 draws"):
         write_mock(tmp_path / "a.parquet", toy.toy_model(), MockSurvey(10, magnitude_limit=5.0))
 
 

@@ -230,7 +230,10 @@ def test_nothing_is_overwritten(made, tmp_path):
         ({"coverage": [{"bands": ["Ks"], "missing_fraction": 0.1}]}, "coverage: expected bands among u, g"),
         ({"uncertainty": {"depths": {"u": 25.0}}}, "a depth for each of the bands"),
         ({"uncertainty": {"depths": {**DEPTHS, "Ks": 22.0}}}, "a depth for each of the bands"),
-        ({"selection": [{"band": "r", "brighter_than": 5}], "most_draws": 10_000}, "none among 16384 draws"),
+        (
+            {"selection": [{"band": "r", "brighter_than": 5}], "most_draws": 10_000},
+            "among 16384 draws of the population; got none",
+        ),
         ({"partition": {"max_rows": 1, "highest_order": 3}}, "at most max_rows = 1"),
     ],
 )

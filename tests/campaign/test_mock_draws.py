@@ -82,12 +82,12 @@ def test_no_selection_keeps_every_galaxy():
 
 
 def test_the_pilot_finds_the_rate_or_gives_up(model, drawn):
-    n_found, n_drawn = detection_rate(model, 7, 2**20)
-    share = 1 / drawn.n_candidates.mean()
-    assert n_found >= 100 and abs(n_found / n_drawn / share - 1) < 5 / np.sqrt(n_found)
-    assert detection_rate(mock_model([Condition("r", 5.0)]), 7, 20_000) == (0, 24_576)
+    # At least a hundred are found, so that the relative error is a tenth at most.
+    assert abs(detection_rate(model, 7, 2**20) * drawn.n_candidates.mean() - 1) < 0.45
+    with pytest.raises(ConfigurationError, match="among 24576 draws"):
+        detection_rate(mock_model([Condition("r", 5.0)]), 7, 20_000)
 
 
 def test_a_search_without_end_is_ended():
-    with pytest.raises(ConfigurationError, match="within 50000 draws"):
+    with pytest.raises(ConfigurationError, match="among 50000 draws"):
         draw_galaxies(mock_model([Condition("r", 5.0)]), 7, np.arange(2), 50_000)
