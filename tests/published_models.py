@@ -158,6 +158,14 @@ def make_noise(rng, n_bands, kind="NoiseModel"):
     return made, layers, frequencies
 
 
+def moments():
+    """Mean and standard deviation of inputs drawn uniformly; the range of redshifts is read from them."""
+    box = [(18.0, 24.0) if p.name == "N" else (p.lower, p.upper) for p in POP_COSMOS.parameters]
+    lower, upper = np.array(box).T
+    lower[8], upper[8] = np.sqrt(lower[8]), np.sqrt(upper[8])
+    return 0.5 * (lower + upper), (upper - lower) / np.sqrt(12.0)
+
+
 def make_photulator(rng, band, units=(8, 6, 8)):
     """One band's emulator: every layer activated, the last one too."""
     inputs = {"dust2": "sqrt_dust2", "redshift": "z"}
@@ -171,11 +179,10 @@ def make_photulator(rng, band, units=(8, 6, 8)):
         "W": listed([array(*pair) / np.float32(np.sqrt(pair[0])) for pair in pairs]),
         **{name: listed([array(n_out) for _, n_out in pairs]) for name in ("b", "alphas", "betas")},
     }
-    shift = np.array([*np.zeros(14), 3.0], np.float32)
-    scale = np.array([*np.ones(14), np.sqrt(3.0)], np.float32)  # redshifts uniform from 0 to 6
+    shift, scale = (values[1:].astype(np.float32) for values in moments())
     buffers = {
-        "parameters_shift": shift, "parameters_scale": scale, "magnitudes_shift": np.float32(4) + array(1)[0],
-        "magnitudes_scale": np.exp(array(1)[0]), "f_b": np.array(0.003, np.float32),
+        "parameters_shift": shift, "parameters_scale": scale, "magnitudes_shift": 4 + array(1)[0],
+        "magnitudes_scale": 0.5 + rng.random(), "f_b": np.array(0.003, np.float32),
     }  # fmt: skip
     buffers = {name: np.asarray(value, np.float32) for name, value in buffers.items()}
     facts = {"filters": [band], "parameter_names": names, "n_layers": len(pairs)}
@@ -190,7 +197,7 @@ def write_release(folder: Path, bands=("hsc_i", "u_megaprime_sagem", "a_b.new"),
         write_archive(path, make_photulator(rng, band))
         for part in (root / "emline_bandpass_models", root / "emline_speculator_models"):
             part.mkdir(parents=True, exist_ok=True)
-        mixture = [[1.0, 2.0, 0.5], [300, 200, 500], [8, 5, 11], rng.uniform(4000, 9000, 3)]
+        mixture = [[5e3, 1e4, 3e3], [300, 200, 500], [8, 5, 11], rng.uniform(4000, 9000, 3)]
         np.save(root / "emline_bandpass_models" / f"line_gengmmcoeffs_{band}.npy", np.concatenate(mixture))
     _write_lines(rng, root / "emline_speculator_models")
     modules = {}
@@ -214,10 +221,10 @@ def _write_lines(rng, folder: Path) -> None:
     write_archive(folder / "speculator-emlinesabsmags", state)
     waves = np.concatenate([rng.uniform(1000, 3000, 13), [line.wave + 0.3 for line in LINE_OFFSETS]])
     np.save(folder / "elams.npy", np.sort(waves))
+    shift, scale = moments()
     np.savez(
         folder / "PCABasis.npz",
         pca_transform_matrix=rng.normal(size=(4, n_lines)), pca_shift=rng.normal(size=4),
-        pca_scale=np.exp(rng.normal(size=4)), parameters_shift=rng.normal(size=16),
-        parameters_scale=np.exp(rng.normal(size=16)), log_spectrum_shift=3 + rng.normal(size=n_lines),
-        log_spectrum_scale=np.exp(rng.normal(size=n_lines)),
+        pca_scale=np.exp(0.5 * rng.normal(size=4)), parameters_shift=shift, parameters_scale=scale,
+        log_spectrum_shift=5 + rng.normal(size=n_lines), log_spectrum_scale=np.full(n_lines, 0.2),
     )  # fmt: skip

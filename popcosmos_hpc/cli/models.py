@@ -212,7 +212,7 @@ def train_student(
 
 @click.group()
 def bundle() -> None:
-    """Look at models."""
+    """Look at models, and convert those of others."""
 
 
 @bundle.command("show")
@@ -250,3 +250,32 @@ def bundle_verify(name: str) -> None:
 
     loaded = load_bundle(name)
     click.echo(f"{loaded.path}: complete, sha256 {loaded.sha256}")
+
+
+@bundle.command("import", short_help="Convert published models into bundles.")
+@click.argument("source", type=click.Choice(["pop-cosmos"]))
+@click.argument("folder", type=_PATH)
+@click.option("--out", type=_PATH, required=True, help="Folder to make the bundles in.")
+@click.option("--distil", type=_PATH, help="Training configuration: also train one network for all bands.")
+@_STATES
+def bundle_import(
+    source: str, folder: Path, out: Path, distil: Path | None, checkpoint_dir: Path | None
+) -> None:
+    """Convert published models into bundles.
+
+    FOLDER is the release's `trained_models`. Its files are read, and never run. Photometry, line corrections
+    and surviving mass become one bundle, with the published zero points and error floors beside it; noise
+    and population models become one each, where the release holds them.
+
+    \b
+      popcosmos-hpc bundle import pop-cosmos pop-cosmos/trained_models --out bundles
+    """
+    from popcosmos_hpc.training.distil import load_distil_recipe
+    from popcosmos_hpc.training.published_import import import_release
+
+    recipe = None if distil is None else load_distil_recipe(distil)
+    imported = import_release(folder, out, recipe, checkpoint_dir)
+    for path in imported.bundles:
+        click.echo(f"bundle     {path}")
+    for reason in imported.left_out:
+        click.echo(f"left out   {reason}", err=True)

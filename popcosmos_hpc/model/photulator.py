@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float, Scalar
 
 from popcosmos_hpc.model.emulator import AbstractEmulator, band_indices
-from popcosmos_hpc.model.features import band_features, galaxy_features
+from popcosmos_hpc.model.features import continuum_features
 from popcosmos_hpc.model.history import history_quantities
 from popcosmos_hpc.model.network import Network
 from popcosmos_hpc.parameters import ParameterSpace
@@ -113,14 +113,9 @@ class SharedPhotometry(eqx.Module):
     pivots: Array
     cosmology: CosmologyTable
 
-    def features(self, space: ParameterSpace, theta: Array) -> Array:
-        """Inputs (feature,) of the network."""
-        common = galaxy_features(space, self.cosmology, theta)
-        return jnp.concatenate([common, band_features(space, self.pivots, theta)])
-
     def __call__(self, space: ParameterSpace, theta: Float[Array, " param"]) -> Float[Array, " band"]:
         """AB magnitudes (band,) for N = 0."""
-        return self.network(self.features(space, theta))
+        return self.network(continuum_features(space, self.cosmology, self.pivots, None, theta))
 
     def select(self, index: Sequence[int]) -> "SharedPhotometry":
         """Some of the bands."""

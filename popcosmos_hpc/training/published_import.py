@@ -1,6 +1,5 @@
 """A pop-cosmos release as bundles: photometry, uncertainty, and population where the release holds one."""
 
-import logging
 import platform
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,12 @@ from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion_bundle import prior_to_bundle
 from popcosmos_hpc.model.noise_bundle import uncertainty_to_bundle
 from popcosmos_hpc.model.photulator import PhotulatorEmulator
+from popcosmos_hpc.training.accuracy import write_report
+from popcosmos_hpc.training.distil import DistilRecipe, distil
 from popcosmos_hpc.training.published import file_hashes, find_release, read_emulator
 from popcosmos_hpc.training.published_calibration import COSMOS_BANDS, LINE_OFFSETS
 from popcosmos_hpc.training.published_noise import read_noise
 from popcosmos_hpc.training.published_population import Calibration, PublishedPopulation, read_population
-
-logger = logging.getLogger(__name__)
 
 _PREFIX = "pop_cosmos"
 _LICENCE = "MIT licence of pop-cosmos; a conversion of its published numbers, for the user who has them."
@@ -53,16 +52,24 @@ class Imported(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def import_release(folder: Path | str, out: Path | str) -> Imported:
+def import_release(
+    folder: Path | str,
+    out: Path | str,
+    recipe: DistilRecipe | None = None,
+    checkpoint_dir: Path | None = None,
+) -> Imported:
     """Convert the models of a release; see `training.published` for its files.
 
     Makes `pop_cosmos` (photometry, with the published calibration), `pop_cosmos_uncertainty` per noise
     model, and per population model `pop_cosmos_population` and, where it brings its own calibration,
-    `pop_cosmos_calibrated`. Of several models of a kind, each carries the ending of its file's name.
+    `pop_cosmos_calibrated`. Of several models of a kind, each carries the ending of its file's name. Where a
+    recipe is given, a bundle of its name has the photometry of `pop_cosmos` by one shared network.
 
     Args:
         folder: of the release.
         out: folder to make the bundles in.
+        recipe: of the distillation, or None for none.
+        checkpoint_dir: where its training state is kept; in `out` if None.
 
     Raises:
         BundleError: a file is missing, damaged or of another layout.
@@ -83,7 +90,11 @@ def import_release(folder: Path | str, out: Path | str) -> Imported:
         )
     for tag, population in populations.items():
         made += _write_population(out, root, tag, population, hashes)
-    made = [path for path in made if load_bundle(path)]
+    if recipe is not None:
+        states = out / f"{recipe.name}.checkpoints" if checkpoint_dir is None else checkpoint_dir
+        made.append(_write_distilled(out / recipe.name, emulator, recipe, states, hashes))
+    for path in made:
+        load_bundle(path)
     return Imported(tuple(made), tuple(left_out))
 
 
@@ -126,12 +137,28 @@ def _write_population(
     return made
 
 
+def _write_distilled(
+    out: Path, emulator: PhotulatorEmulator, recipe: DistilRecipe, states: Path, hashes: dict[str, str]
+) -> Path:
+    student, table = distil(emulator, recipe, states)
+    note = recipe.description or f"{len(emulator.bands)} bands by one network that learned pop-cosmos's."
+    more = {"accuracy": table, "recipe": recipe.model_dump(mode="json")}
+    _write_photometry(out, student, PUBLISHED, hashes, note, more)
+    write_report(table, student.bands, out)
+    return out
+
+
 def _write_photometry(
-    out: Path, emulator: PhotulatorEmulator, calibration: Calibration, hashes: dict[str, str]
+    out: Path,
+    emulator: PhotulatorEmulator,
+    calibration: Calibration,
+    hashes: dict[str, str],
+    note: str = "",
+    more: dict[str, Any] | None = None,
 ) -> Path:
     facts, arrays = emulator.to_bundle()
-    note = f"{len(emulator.bands)} bands by the networks that pop-cosmos published."
-    facts |= photometry_facts(emulator, calibration)
+    note = note or f"{len(emulator.bands)} bands by the networks that pop-cosmos published."
+    facts |= {**photometry_facts(emulator, calibration), **(more or {})}
     _write(out, note, facts, arrays, hashes)
     settings = {"model": {"likelihood": facts["likelihood"]}}
     text = "# For the configuration of a run that fits these bands.\n" + yaml.safe_dump(
@@ -176,12 +203,15 @@ def _write(out: Path, note: str, facts: dict, arrays: dict[str, np.ndarray], fil
         "name": out.name,
         "description": note,
         **facts,
-        "synthesis": {"backend": "fsps, by pop-cosmos", "citations": citations, "files": files},
+        "synthesis": {
+            "backend": "FSPS, by pop-cosmos" if kind == "photometry" else "pop-cosmos",
+            "citations": citations,
+            "files": files,
+        },
         "software": {
             "popcosmos_hpc": popcosmos_hpc.__version__, "jax": jax.__version__,
             "python": platform.python_version(),
         },
         "licence_note": _LICENCE,
     }  # fmt: skip
-    logger.info("%s: %s", out, note)
     return save_bundle(out, manifest, arrays)

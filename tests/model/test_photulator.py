@@ -13,6 +13,7 @@ from scipy.stats import gennorm
 
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
+from popcosmos_hpc.model.features import continuum_features
 from popcosmos_hpc.model.history import HISTORY
 from popcosmos_hpc.model.network import initial_network
 from popcosmos_hpc.model.photulator import (
@@ -149,7 +150,7 @@ def test_a_bundle_restores_the_emulator(emulator, theta, tmp_path, shared):
     if shared:
         cosmology = cosmology_table(n_nodes=1024)
         pivots = jnp.asarray([4800.0, 6300.0, 7800.0])
-        size = SharedPhotometry.features(_Holder(pivots, cosmology), POP_COSMOS, theta).shape[0]
+        size = continuum_features(POP_COSMOS, cosmology, pivots, None, theta).shape[0]
         key, plain = jax.random.PRNGKey(2), (np.zeros(size), np.ones(size))
         network = initial_network(key, (size, 8, 3), plain, (np.full(3, 6.0), np.ones(3)))
         photometry = SharedPhotometry(network, pivots, cosmology)
@@ -164,8 +165,3 @@ def test_a_bundle_restores_the_emulator(emulator, theta, tmp_path, shared):
     some = load_bundle(tmp_path / "b").emulator(("r",))
     np.testing.assert_allclose(fluxes(some, theta), fluxes(emulator, theta)[1:2], rtol=1e-6)
     assert load_bundle(tmp_path / "b").prior().space.names == POP_COSMOS.names
-
-
-class _Holder:
-    def __init__(self, pivots, cosmology):
-        self.pivots, self.cosmology = pivots, cosmology

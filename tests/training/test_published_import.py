@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from scipy.stats import gennorm
 
+from popcosmos_hpc.cli import main
+from popcosmos_hpc.config import LikelihoodConfig
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.bundle import load_bundle, load_population, load_uncertainty
 from popcosmos_hpc.parameters import POP_COSMOS
@@ -54,8 +57,8 @@ def theta():
     upper = np.array(
         [22.0 if p.name == "N" else 0.3 * p.lower + 0.7 * p.upper for p in POP_COSMOS.parameters]
     )
-    drawn = rng.uniform(lower, upper, (20, 16)).astype(np.float32)
-    drawn[:, -1] = rng.uniform(0.0, 1.0, 20)  # redshifts at which lines lie in bands
+    drawn = rng.uniform(lower, upper, (6, 16)).astype(np.float32)
+    drawn[:, -1] = rng.uniform(0.0, 1.0, 6)  # redshifts at which lines lie in bands
     return drawn
 
 
@@ -145,6 +148,7 @@ def test_the_manifest_tells_how_to_use_it(release, bundle, imported):
     assert facts["likelihood"]["error_floor"] == {band: COSMOS_BANDS[band].error_floor for band in known}
     settings = yaml.safe_load((imported.bundles[0] / "likelihood.yaml").read_text())
     assert settings["model"]["likelihood"] == facts["likelihood"]
+    assert LikelihoodConfig(**settings["model"]["likelihood"]).nu == 2.0
     assert list(facts["line_offsets"]) == [line.name for line in LINE_OFFSETS] == facts["lines"]
     assert set(facts["filters"]) == set(BANDS) and all(f["pivot"] > 3000 for f in facts["filters"].values())
     assert len(facts["synthesis"]["files"]) == 3 + 3 + 3 + 3
@@ -258,3 +262,13 @@ def test_nothing_is_written_where_a_file_is_bad(release, tmp_path):
         attempt(change.__name__, change)
     with pytest.raises(BundleError, match="a folder photulator_models"):
         import_release(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_the_verb_names_what_it_made(release, tmp_path):
+    arguments = ["bundle", "import", "pop-cosmos", str(release), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(main, arguments)
+    assert shown.exit_code == 0, shown.output
+    made = [line.split()[1] for line in shown.output.splitlines() if line.startswith("bundle ")]
+    assert made == [str(tmp_path / "out" / name) for name in ("pop_cosmos", "pop_cosmos_uncertainty")]
+    missing = CliRunner().invoke(main, [*arguments[:3], str(tmp_path), *arguments[4:]])
+    assert missing.exit_code == 2 and "photulator_models" in missing.output
