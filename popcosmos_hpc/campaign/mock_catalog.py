@@ -6,6 +6,7 @@ follows from the seed and these numbers; any worker can write it, in any order, 
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from popcosmos_hpc.campaign.fingerprint import digest_of
 from popcosmos_hpc.campaign.mock_config import MockConfig
 from popcosmos_hpc.campaign.mock_task import CHUNK_ROWS, Portion, inspect_survey, write_portions
 from popcosmos_hpc.campaign.progress import Progress
+from popcosmos_hpc.campaign.worker import worker_environment
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.partition import Partition
 from popcosmos_hpc.survey.files import replace_atomically
@@ -75,6 +77,8 @@ def make_mock(
     out = Path(out_dir).absolute()
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigurationError("a new folder", "one with content", str(out), "Name another, or remove it.")
+    if client is None:  # before JAX starts its device
+        os.environ.update(worker_environment(1))
     settings = config.model_dump_json()
     portions = plan_portions(config, file_format)
     rate, identity = next(_map(client, inspect_survey, [(settings,)]))
