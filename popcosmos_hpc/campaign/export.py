@@ -1,8 +1,5 @@
 """A run's summaries as a HATS catalog, which LSDB opens, crosses with others and filters."""
 
-# hats declares the properties of a catalog under their names in files.
-# pyright: reportCallIssue=false
-
 import hashlib
 import json
 import shutil
@@ -13,25 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 from dask.distributed import Client
-from hats.catalog import PartitionInfo, TableProperties
-from hats.io import paths, write_parquet_metadata
-from hats.io.validation import is_valid_catalog
-from hats.pixel_math import HealpixPixel
-from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN
 
 import popcosmos_hpc
 from popcosmos_hpc.campaign.ledger import Ledger
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.partition import Partition
-from popcosmos_hpc.survey.files import replace_atomically
-from popcosmos_hpc.survey.plan import HEALPIX_ORDER, Plan
+from popcosmos_hpc.survey.hats_writer import partition_file, write_metadata, write_sorted_rows
+from popcosmos_hpc.survey.plan import Plan
 from popcosmos_hpc.survey.posterior_store import open_partition
 from popcosmos_hpc.survey.products import summary_table
 
-_MOST_PARTITIONS_IN_METADATA = 50_000
 _MARK = "popcosmos_run"  # the property that tells an export from any other catalog
 
 
@@ -86,7 +76,8 @@ def export(
             counts: Any = client.gather([client.submit(export_partition, *job, pure=False) for job in jobs])
         n_galaxies, n_fitted = (sum(column) for column in zip(*counts, strict=True))
         levels: Any = facts.get("redshift_quantile", ())
-        _write_metadata(run, scratch, plan.partitions, n_galaxies, n_fitted, levels)
+        provenance = _provenance(run, levels) | {"popcosmos_n_fitted": n_fitted}
+        write_metadata(scratch, _run_name(run), plan.partitions, provenance)
         _check_replaceable(run, out)  # again: what was free at the start may hold something now
         _swap(scratch, out)
     finally:
@@ -106,56 +97,8 @@ def export_partition(
 ) -> tuple[int, int]:
     """Write one partition's Parquet file; returns its rows and how many of them are fitted."""
     table = summary_table(run_dir, partition, fitted, facts)
-    pixel = HealpixPixel(partition.order, partition.pixel)
-    path = Path(str(paths.pixel_catalog_file(catalog, pixel)))
-    order = [(SPATIAL_INDEX_COLUMN, "ascending"), ("object_id", "ascending")]
-    with replace_atomically(path) as partial:
-        pq.write_table(
-            table,
-            partial,
-            compression="zstd",
-            sorting_columns=pq.SortingColumn.from_ordering(table.schema, order),
-        )
+    write_sorted_rows(partition_file(catalog, partition), [table])
     return table.num_rows, int(fitted.sum())
-
-
-def _write_metadata(
-    run: Path,
-    catalog: Path,
-    partitions: Sequence[Partition],
-    n_galaxies: int,
-    n_fitted: int,
-    levels: Sequence[float],
-) -> None:
-    pixels = [HealpixPixel(p.order, p.pixel) for p in partitions]
-    info = PartitionInfo.from_healpix(pixels)
-    info.write_to_file(paths.get_partition_info_pointer(catalog))
-    rows = write_parquet_metadata(catalog, create_metadata=len(pixels) <= _MOST_PARTITIONS_IN_METADATA)
-    if rows != n_galaxies:
-        raise LedgerError(
-            f"{n_galaxies} rows in the exported files", f"{rows}", str(catalog), "Export again."
-        )
-    provenance = _provenance(run, levels) | {"popcosmos_n_fitted": n_fitted}
-    properties = TableProperties(
-        catalog_name=_run_name(run),
-        catalog_type="object",
-        total_rows=n_galaxies,
-        ra_column="ra",
-        dec_column="dec",
-        hats_col_healpix=SPATIAL_INDEX_COLUMN,
-        hats_col_healpix_order=HEALPIX_ORDER,
-        hats_cols_sort="object_id",
-        hats_order=info.get_highest_order(),
-        hats_max_rows=max(p.n_galaxies for p in partitions),
-        moc_sky_fraction=f"{info.calculate_fractional_coverage():0.5f}",
-        hats_npix_suffix=".parquet",
-        **TableProperties.new_provenance_dict(
-            catalog, builder=f"popcosmos-hpc v{popcosmos_hpc.__version__}", **provenance
-        ),
-    )
-    properties.to_properties_file(catalog)
-    if not is_valid_catalog(catalog):
-        raise LedgerError("a valid HATS catalog", "an invalid one", str(catalog), "Please report it.")
 
 
 def _run_name(run: Path) -> str:

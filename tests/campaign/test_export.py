@@ -174,7 +174,7 @@ def test_a_failed_export_leaves_the_old_one(run, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("popcosmos_hpc.campaign.export.write_parquet_metadata", full)
+    monkeypatch.setattr("popcosmos_hpc.survey.hats_writer.write_parquet_metadata", full)
     with pytest.raises(OSError, match="No space"):
         export(run, tmp_path / "cat")
     assert [path.name for path in tmp_path.iterdir()] == ["cat"] and is_valid_catalog(tmp_path / "cat")
