@@ -44,7 +44,7 @@ class ReferencePhotometry(eqx.Module):
         wave: (redshift, part, band) observed effective wavelength of each part of a band [Angstrom].
         log1pz: (2,) first ln(1 + redshift) and step.
         metals: (metal,), `gas_metals`, `log_u`, `log_tau`: the other axes.
-        cloud_age: age at which stars leave birth clouds [Gyr].
+        cloud_age: (1,) age at which stars leave birth clouds [Gyr].
     """
 
     stars: Array
@@ -85,7 +85,7 @@ class ReferencePhotometry(eqx.Module):
     def _masses(self, space: ParameterSpace, cosmology: CosmologyTable, value: dict[str, Array]) -> Array:
         """Mass fractions (population,)."""
         masses, edges = history(space, cosmology, value)
-        share = self.cloud_age / edges[1]
+        share = self.cloud_age[0] / edges[1]
         return jnp.concatenate([jnp.stack([share, 1 - share]) * masses[0], masses[1:]])
 
     def to_arrays(self) -> dict[str, Array]:

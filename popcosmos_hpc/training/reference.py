@@ -101,7 +101,7 @@ def build_reference(
     return ReferencePhotometry(
         stars, nebula, torus, bolometric, photons[keep], wave,
         jnp.asarray([0.0, _STEP], jnp.float32), sps.metals[keep], sps.gas_metals, sps.gas_log_u,
-        sps.torus_log_tau, jnp.asarray(BIRTH_CLOUD_AGE / 1e9, jnp.float32),
+        sps.torus_log_tau, jnp.asarray([BIRTH_CLOUD_AGE / 1e9], jnp.float32),
     )  # fmt: skip
 
 
