@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_DIR ?= demo_run
-PYTEST_ARGS ?=
+# Two processes: most of the time is compilation, which uses one core each.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
