@@ -30,8 +30,8 @@ _STAND_INS = (
     "torch.nn", "torch.distributions", "torch.optim", "torch.utils", "flowfusion", "pop_cosmos", "speculator",
 )  # fmt: skip
 _DAMAGE = (
-    pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError,
-    IndexError, OverflowError, MemoryError, UnicodeDecodeError, NotImplementedError, RecursionError,
+    pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, ValueError, TypeError, AttributeError,
+    OverflowError, MemoryError, RuntimeError, OSError,
 )  # fmt: skip
 
 
@@ -168,9 +168,9 @@ class _Unpickler(pickle.Unpickler):
         """Only what is admitted; the named module is never imported."""
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
-        if module == "torch" and name in _STORAGES:
-            return np.dtype(_STORAGES[name])
-        if module == "torch" and name in _PLAIN:
+        # Names stand for themselves: a file can set the state of any object it gets, so none of NumPy's
+        # shared ones is handed out.
+        if module == "torch" and (name in _STORAGES or name in _PLAIN):
             return name
         if any(f"{module}.".startswith(f"{home}.") for home in _STAND_INS):
             return _stand_in(module, name)
@@ -180,10 +180,10 @@ class _Unpickler(pickle.Unpickler):
         """A storage of the archive as a flat array."""
         if self._storage is None or not isinstance(pid, tuple) or len(pid) < 5:
             raise pickle.UnpicklingError(f"refuses the persistent object {pid!r}")
-        kind, dtype, key, _, size = pid[:5]
-        if kind != "storage" or not str(key).isalnum() or not isinstance(dtype, np.dtype):
+        kind, name, key, _, size = pid[:5]
+        if kind != "storage" or not str(key).isalnum() or name not in _STORAGES:
             raise pickle.UnpicklingError(f"refuses the persistent object {pid!r}")
-        values = np.frombuffer(self._storage(str(key)), dtype)
+        values = np.frombuffer(self._storage(str(key)), np.dtype(_STORAGES[name]))
         if len(values) < size:
             raise pickle.UnpicklingError(f"storage {key} holds {len(values)} of its {size} numbers")
         return values

@@ -88,6 +88,25 @@ def test_names_that_are_not_admitted_are_refused(tmp_path, name):
         read_torch_archive(write_archive(tmp_path / "a.pt", [Named(*name.rsplit(".", 1))]))
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"ctorch\nFloatStorage\n}b.",  # state for a number format
+        b"cnumpy\ndtype\n}b.",  # state for a class
+        b"ccollections\nOrderedDict\nN}Vx\nI1\ns\x86b.",  # attributes for a shared class
+        b"cnumpy\ndtype\n(VO8\nI0\nI1\ntR.",  # an array type of objects
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(Vf4\nI0\nI1\ntRVabcd\ntR.",  # text as bytes
+        b"\x80\x02\x82\x01.",  # a registered extension
+        b"Vx\n(tR.",  # a call of text
+        b"0.", b"(", b"", b"\x80\xff.",
+    ],
+)  # fmt: skip
+def test_strange_pickles_are_refused(tmp_path, code):
+    with pytest.raises(BundleError, match="undamaged"):
+        read_torch_archive(write_raw(tmp_path / "a.pt", code))
+    assert np.dtype("<f4").fields is None and np.arange(3, dtype=np.float32).sum() == 3
+
+
 def test_stand_ins_do_nothing_when_called(tmp_path):
     """A class of an admitted package is inert, whatever its name and arguments."""
     model = Module("torch.nn.modules.os.system", plain=True, command="touch trace")

@@ -15,7 +15,10 @@ from popcosmos_hpc.cli import main
 from popcosmos_hpc.config import LikelihoodConfig
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.bundle import load_bundle, load_population, load_uncertainty
+from popcosmos_hpc.model.galaxy import GalaxyModel
+from popcosmos_hpc.model.likelihood import Likelihood
 from popcosmos_hpc.parameters import POP_COSMOS
+from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.training.published_archive import read_numpy, read_pickle, read_torch_archive
 from popcosmos_hpc.training.published_calibration import COSMOS_BANDS, LINE_OFFSETS
 from popcosmos_hpc.training.published_import import import_release
@@ -193,9 +196,30 @@ def test_population_models_become_bundles(release, tmp_path):
     assert load_bundle(tmp_path / "out" / "pop_cosmos").prior(
         str(tmp_path / "out" / "pop_cosmos_population_T25")
     ).space == prior.space  # fmt: skip
-    facts = load_bundle(tmp_path / "out" / "pop_cosmos_calibrated_T25").manifest
+    calibrated = load_bundle(tmp_path / "out" / "pop_cosmos_calibrated_T25")
+    facts = calibrated.manifest
     assert facts["likelihood"]["zero_points"]["u_megaprime_sagem"] == pytest.approx(0.9)
     assert facts["line_offsets"]["H-alpha 6563"] == pytest.approx(-0.34093344 * 1.1, rel=1e-5)
+    _fits_together(calibrated, prior)
+
+
+def _fits_together(bundle, prior):
+    """A galaxy of the population, observed in all bands, has a finite posterior density."""
+    settings = bundle.manifest["likelihood"]
+    zero_points, floors = (
+        [settings[name][band] for band in bundle.bands] for name in ("zero_points", "error_floor")
+    )
+    model = GalaxyModel(bundle.emulator(), Likelihood(zero_points, floors, settings["family"]), prior)
+    errors, state = (
+        jnp.full(len(bundle.bands), 0.1),
+        jnp.full(len(bundle.bands), BandState.OBSERVED, jnp.int8),
+    )
+
+    def one(key):
+        _, photometry = model.simulate(key, errors, state)
+        return model.log_target(prior.sample_base(key), photometry)
+
+    assert np.isfinite(np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.PRNGKey(0), 8)))).all()
 
 
 def test_nothing_is_written_where_a_file_is_bad(release, tmp_path):
