@@ -78,7 +78,7 @@ def import_release(
     hashes = file_hashes(root)
     emulator = read_emulator(root)
     # Whatever may be refused is read before anything is written.
-    populations = {tag: read_population(path) for tag, path in _models(root, "catalogueModel").items()}
+    populations = {tag: read_population(path) for tag, path in models_of(root, "catalogueModel").items()}
     noises, left_out = _noises(root, emulator.bands)
     made = [_write_photometry(out / _PREFIX, emulator, PUBLISHED, hashes)]
     for tag, (path, noise) in noises.items():
@@ -98,19 +98,20 @@ def import_release(
     return Imported(tuple(made), tuple(left_out))
 
 
-def _models(root: Path, stem: str) -> dict[str, Path]:
+def models_of(root: Path, stem: str) -> dict[str, Path]:
     """Ending of the name -> file. Of files for two devices, which hold the same numbers, that for the CPU."""
     files = {path.stem[len(stem) :]: path for path in sorted(root.glob(f"{stem}*.pt"))}
     if "CPU" in files:
         files.pop("GPU", None)
-    usual = ("", "CPU", "GPU", "Public")
-    return {"" if len(files) == 1 or tag in usual else f"_{tag}": path for tag, path in files.items()}
+    if len(files) == 1:
+        return dict(zip([""], files.values(), strict=True))
+    return {f"_{ending.strip('_-')}".rstrip("_"): path for ending, path in files.items()}
 
 
 def _noises(root: Path, bands: tuple[str, ...]) -> tuple[dict, list[str]]:
     """Noise models by tag, and those that are of another kind, with the reason."""
     found, left_out = {}, []
-    for tag, path in _models(root, "noiseModel").items():
+    for tag, path in models_of(root, "noiseModel").items():
         try:
             found[tag] = (path, read_noise(path, bands))
         except BundleError as error:
@@ -123,7 +124,7 @@ def _noises(root: Path, bands: tuple[str, ...]) -> tuple[dict, list[str]]:
 def _write_population(
     out: Path, root: Path, tag: str, population: PublishedPopulation, hashes: dict[str, str]
 ) -> list[Path]:
-    path = _models(root, "catalogueModel")[tag]
+    path = models_of(root, "catalogueModel")[tag]
     facts, arrays = prior_to_bundle(population.prior)
     facts["transport_error"] = population.transport_error
     note = f"Population of galaxies of pop-cosmos, {path.name}."

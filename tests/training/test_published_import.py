@@ -21,7 +21,7 @@ from popcosmos_hpc.parameters import POP_COSMOS
 from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.training.published_archive import read_numpy, read_pickle, read_torch_archive
 from popcosmos_hpc.training.published_calibration import COSMOS_BANDS, LINE_OFFSETS
-from popcosmos_hpc.training.published_import import import_release
+from popcosmos_hpc.training.published_import import import_release, models_of
 from tests.published_models import (
     make_generator,
     make_layers,
@@ -286,6 +286,23 @@ def test_nothing_is_written_where_a_file_is_bad(release, tmp_path):
         attempt(change.__name__, change)
     with pytest.raises(BundleError, match="a folder photulator_models"):
         import_release(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_endings_of_names_keep_models_apart(tmp_path):
+    for name in (
+        "aModel.pt",
+        "aModelPublic.pt",
+        "aModel_v2.pt",
+        "bModelCPU.pt",
+        "bModelGPU.pt",
+        "cModelT25.pt",
+    ):
+        (tmp_path / name).touch()
+    assert [(tag, p.name) for tag, p in models_of(tmp_path, "aModel").items()] == [
+        ("", "aModel.pt"), ("_Public", "aModelPublic.pt"), ("_v2", "aModel_v2.pt"),
+    ]  # fmt: skip
+    assert {tag: p.name for tag, p in models_of(tmp_path, "bModel").items()} == {"": "bModelCPU.pt"}
+    assert {tag: p.name for tag, p in models_of(tmp_path, "cModel").items()} == {"": "cModelT25.pt"}
 
 
 def test_the_verb_names_what_it_made(release, tmp_path):
