@@ -57,7 +57,7 @@ def pair(simulator, tmp_path_factory):
         "two": {**common, "name": "two", "bands": {"near": RECIPE["bands"]["z"], "blue": "tophat:3900:600"}},
     }
     for name, recipe in recipes.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     patch = pytest.MonkeyPatch()
     patch.setattr(simulation, "_load_grids", lambda recipe, wave, torus: synthetic_grids(wave[0], wave[-1]))
     outs = train_together(
