@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _FAINT = 20.0  # mag per Msun: fainter magnitudes are beyond the Lyman limit, and no galaxy shows them
 _SOFT = 0.01  # mag: errors below this are punished quadratically
+_UNSEEN = 17.0  # mag per Msun: photometry from here on hardly counts
 _USUAL_N = 20.0  # of 1e10 Msun at redshift 1, roughly
 _PIECE = 2048  # draws evaluated at a time
 _TEST_STREAM = 10_000_000
@@ -179,7 +180,8 @@ def _untrained(recipe: DistilRecipe, features: np.ndarray, magnitudes: np.ndarra
 
 def _absolute(network: Network, features: Array, target: Array) -> Array:
     """Smooth absolute error in magnitudes; a robust loss, since tails are few and hard."""
-    return jnp.mean(jnp.sqrt((network(features) - target) ** 2 + _SOFT**2))
+    weight = 0.03 + 0.97 * jax.nn.sigmoid(2 * (_UNSEEN - target))
+    return jnp.mean(weight * jnp.sqrt((network(features) - target) ** 2 + _SOFT**2))
 
 
 def _measure(teacher: PhotulatorEmulator, student: PhotulatorEmulator, theta: np.ndarray) -> dict:
