@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from popcosmos_hpc.cli import main
 from tests import toy_run
 
-VERBS = "demo ingest plan fit status export report mock train population bundle".split()
+VERBS = ["demo", "ingest", "plan", "fit", "status", "export", "report"]
+VERBS += ["mock", "train", "population", "bundle"]
 
 
 def invoke(*arguments):
