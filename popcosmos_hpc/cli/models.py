@@ -202,7 +202,11 @@ def train_student(
     from popcosmos_hpc.training.prior_student import RECIPES, load_student_recipe, train_student_bundle
 
     states = checkpoint_dir or out.with_name(f"{out.name}.checkpoints")
-    recipe = RECIPES[kind](name=out.name) if config is None else load_student_recipe(config, kind)
+    recipe = (
+        RECIPES[kind].model_validate({"name": out.name})
+        if config is None
+        else load_student_recipe(config, kind)
+    )
     path, student = train_student_bundle(teacher, kind, recipe, out, states)
     click.echo(f"bundle     {path}")
     for name, value, error in student.accuracy:
