@@ -36,6 +36,7 @@ _HALF_LIGHT = 1.678  # half-light radius of an exponential disc, in scale length
 _RMS = math.sqrt(3.0)  # its rms size along an axis, in scale lengths
 _MEDIAN_GAMMA = 1.1830  # median of a Gamma(3/2) variable
 _LARGEST_LENGTH = 3.0  # arcsec: the formula's tail would have galaxies larger than the apertures
+_COLOURS = (-1.0, 2.5)  # mag between neighbouring bands; beyond are no galaxies, and few rows per magnitude
 _WEAKEST_WEIGHT = 0.2  # least w / q: an aperture hardly wider than the PSF is enlarged instead
 
 
@@ -71,6 +72,7 @@ def galaxy_magnitudes(galaxies: Galaxies, bands: tuple[str, ...], rng: np.random
     reference = bands.index(galaxies.reference)
     magnitude = rng.uniform(*galaxies.magnitude, galaxies.number)
     steps = galaxies.colour + galaxies.colour_scatter * rng.standard_t(4, (galaxies.number, len(bands) - 1))
+    steps = np.clip(steps, *_COLOURS)
     redward = np.concatenate([np.zeros((galaxies.number, 1)), np.cumsum(steps, axis=1)], axis=1)
     magnitudes = magnitude[:, None] - (redward - redward[:, [reference]])
     faint = magnitude > np.mean(galaxies.magnitude)

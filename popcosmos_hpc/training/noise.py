@@ -38,6 +38,8 @@ _MOST_KNOTS = 24
 _ROWS_PER_KNOT = 60
 _STIFFNESS = 5.0  # rows: what holds a knot that few rows touch in line with its neighbours
 _LEAST_WIDTH = 1e-3  # of ln error: narrower, and the rounding of floats would be learned
+_LN_NORMAL = 0.6352  # minus the mean of ln |z| for a standard normal z
+_FARTHEST = 10.0  # widths; beyond, one wild row would decide the scale of all, and shake the training
 _MARGIN = 2.0  # of ln error, by which draws may leave the range of the training rows
 
 
@@ -72,6 +74,9 @@ def train_uncertainty(
     ln_error = np.log(flux_err) - LN_NANOMAGGIES
     trend = fit_trend(magnitude, ln_error)
     departure = _departures(trend, magnitude, ln_error)
+    far = np.abs(departure) > _FARTHEST
+    logger.info("%d of %d errors lie beyond %g widths, and are held there", far.sum(), far.size, _FARTHEST)
+    departure = np.clip(departure, -_FARTHEST, _FARTHEST)
     # The trend takes the mean away in each band: what is left of it stays with the network.
     mixing = whiten(departure).mixing if len(bands) > 1 else np.array([[departure.std()]])
     x = np.linalg.solve(mixing, departure.T).T.astype(np.float32)
@@ -113,8 +118,9 @@ def _fit_diffusion(
 def fit_trend(magnitude: np.ndarray, ln_error: np.ndarray) -> Trend:
     """Centre and width of ln error (row, band) against the magnitude (row, band) of each band.
 
-    Both are least-squares lines between knots, the width that of the absolute departures as for a normal
-    distribution. Knots are closer, in rows, towards both ends, where few rows may span many magnitudes.
+    Both are least-squares lines between knots, the width that of the logarithms of the departures, as for a
+    normal distribution. Knots are closer, in rows, towards both ends, where few rows may span many
+    magnitudes.
     """
     n_knots = int(np.clip(len(magnitude) // _ROWS_PER_KNOT, 2, _MOST_KNOTS))
     share = 0.5 * (1 - np.cos(np.pi * np.arange(n_knots) / (n_knots - 1)))
@@ -126,9 +132,10 @@ def fit_trend(magnitude: np.ndarray, ln_error: np.ndarray) -> Trend:
         hats = np.stack([np.interp(m, at, one) for one in np.eye(n_knots)], axis=1)
         stiff = hats.T @ hats + _STIFFNESS * _bending(at)
         middle = np.linalg.solve(stiff, hats.T @ y)
-        spread = np.linalg.solve(stiff, hats.T @ np.abs(y - hats @ middle)) * np.sqrt(np.pi / 2)
+        distance = np.maximum(np.abs(y - hats @ middle), 0.1 * _LEAST_WIDTH)
+        ln_width = np.linalg.solve(stiff, hats.T @ (np.log(distance) + _LN_NORMAL))
         centre.append(middle)
-        width.append(np.maximum(spread, _LEAST_WIDTH))
+        width.append(np.maximum(np.exp(ln_width), _LEAST_WIDTH))
     return Trend(*(jnp.asarray(np.stack(part), jnp.float32) for part in (knots, centre, width)))
 
 

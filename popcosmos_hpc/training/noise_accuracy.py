@@ -13,6 +13,7 @@ from popcosmos_hpc.training.two_sample import compare_draws
 _QUANTILES = (16, 50, 84)
 _BINS = 8
 _BATCH = 10_000
+_NEAR = 0.4  # of ln S/N: a factor of one and a half
 
 
 def draw_errors(model, flux: np.ndarray, seed: int) -> np.ndarray:
@@ -110,11 +111,16 @@ def _largest(quantiles: dict[str, list[dict]], which: tuple[int, ...]) -> dict[s
 
 
 def depths(flux: np.ndarray, flux_err: np.ndarray, bands: tuple[str, ...]) -> dict[str, float]:
-    """The 5-sigma AB magnitude of each band: the median over the tenth of the rows nearest to 5 sigma."""
+    """The 5-sigma AB magnitude of each band: the median over the tenth of the rows nearest to 5 sigma.
+
+    A band in which these rows are far from 5 sigma has no depth in the table, and is left out.
+    """
     found = {}
     for index, band in enumerate(bands):
+        error = flux_err[:, index]
         with np.errstate(divide="ignore", invalid="ignore"):
-            distance = np.abs(np.log(np.maximum(flux[:, index], 0) / flux_err[:, index] / 5.0))
+            distance = np.abs(np.log(np.maximum(flux[:, index], 0) / error / 5.0))
         nearest = np.argsort(distance)[: max(len(flux) // 10, 1)]
-        found[band] = round(22.5 - 2.5 * float(np.log10(5 * np.median(flux_err[nearest, index]))), 3)
+        if np.median(distance[nearest]) < _NEAR:
+            found[band] = round(22.5 - 2.5 * float(np.log10(5 * np.median(error[nearest]))), 3)
     return found

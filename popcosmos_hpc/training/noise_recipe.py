@@ -49,7 +49,7 @@ class Galaxies(_Strict):
         reference: band of the magnitudes, which also set the sizes.
         magnitude: (bright, faint) end of the reference magnitudes, uniform between.
         colour: mean difference of neighbouring bands, bluer minus redder [mag].
-        colour_scatter: its scatter, from a Student t of four degrees of freedom [mag].
+        colour_scatter: its scatter, of a Student t of four degrees of freedom, held to -1 to 2.5 [mag].
         no_light: share of the fainter half of the galaxies without flux in the bluest bands, as far as a
             random one: beyond the Lyman break.
     """
