@@ -81,7 +81,8 @@ def build_reference(
             return shaped(flux.reshape(*spectra.shape[:-1], -1))
 
         spectra = _spectra(sps, redshift, n_bins, cells)
-        flat = jnp.where(sps.wave > LYMAN_LIMIT, 1.0, 1e-6) * transmission / sps.wave**2
+        # The floors keep the mean defined where nothing is transmitted.
+        flat = jnp.where(sps.wave > LYMAN_LIMIT, 1.0, 1e-6) * jnp.maximum(transmission, 1e-6) / sps.wave**2
         log_wave = jnp.log(sps.wave * (1 + redshift))
         weight = photometer.continuum(sps, flat, redshift)
         wave = jnp.exp(photometer.continuum(sps, flat * log_wave, redshift) / weight)
