@@ -24,7 +24,7 @@ _RIDGE = {
 _RIDGE_REDSHIFTS = (0.2, 2.7)
 # Masses above which their samples are complete, on their mass scale (Laigle et al. 2016, Tal et al. 2014).
 _RIDGE_COMPLETE = ((0.2, 0.65, 1.0, 1.5, 2.1, 3.0), (8.60, 8.87, 9.07, 9.63, 9.89, 10.15))
-# Popesso et al. 2023 (arXiv:2203.10487), eq. 10: a0 to a4; 0 < z < 6, 8.5 < log10 M < 11.5.
+# Popesso et al. 2023 (arXiv:2203.10487), eq. 14: a0 to a4; 0 < z < 6, 8.5 < log10 M < 11.5.
 _POPESSO = (2.693, -0.186, 10.85, -0.0729, 0.99)
 
 # Koprowski et al. 2026 (COSMOS-Web), quiescent fraction: medians of the published chains, a exp(b z) + c.
@@ -86,7 +86,7 @@ def distance_modulus(redshift: np.ndarray) -> np.ndarray:
 
 
 def popesso_sequence(log_mass: np.ndarray, redshift: np.ndarray) -> np.ndarray:
-    """Log10 SFR [Msun/yr] of the main sequence of Popesso et al. 2023, eq. 10 (UV and infrared SFRs)."""
+    """Log10 SFR [Msun/yr] of the main sequence of Popesso et al. 2023, eq. 14 (UV and infrared SFRs)."""
     a0, a1, a2, a3, a4 = _POPESSO
     time = age_of_universe(redshift)
     return a0 + a1 * time - np.log10(1 + 10 ** (-a4 * (log_mass - a2 - a3 * time)))
