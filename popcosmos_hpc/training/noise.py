@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import popcosmos_hpc
-from popcosmos_hpc.errors import TrainingError
+from popcosmos_hpc.errors import ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import load_uncertainty, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, NoiseSchedule, initial_score_network
 from popcosmos_hpc.model.noise import LN_NANOMAGGIES, DiffusionUncertainty, Trend, asinh_magnitude
@@ -60,12 +60,12 @@ def train_uncertainty(
         checkpoint: file for the state of training; a killed training goes on from it.
 
     Raises:
+        ConfigurationError: the recipe softens a band that is none of these.
         TrainingError: fluxes or errors that are not finite, errors that are not positive, too few rows, a
             band of one flux only, or a loss that is not finite.
     """
     _check(flux, flux_err, bands)
-    default = np.percentile(flux_err, 16, axis=0)
-    softening = np.array([recipe.softening.get(b, d) for b, d in zip(bands, default, strict=True)])
+    softening = _softening(flux_err, bands, recipe)
     magnitude = np.asarray(
         asinh_magnitude(jnp.asarray(flux, jnp.float32), jnp.asarray(softening, jnp.float32)[None])
     )
@@ -95,6 +95,16 @@ def train_uncertainty(
         condition_range=real(np.stack([magnitude.min(axis=0), magnitude.max(axis=0)])),
         clip=(round(float(ln_error.min()) - _MARGIN, 3), round(float(ln_error.max()) + _MARGIN, 3)),
     )
+
+
+def _softening(flux_err: np.ndarray, bands: tuple[str, ...], recipe: UncertaintyRecipe) -> np.ndarray:
+    """Softenings (band,) of the asinh magnitudes [nanomaggies]."""
+    if strange := [band for band in recipe.softening if band not in bands]:
+        raise ConfigurationError(
+            f"bands among {', '.join(bands)}", ", ".join(strange), "softening", "Correct its bands."
+        )
+    default = np.percentile(flux_err, 16, axis=0)
+    return np.array([recipe.softening.get(band, d) for band, d in zip(bands, default, strict=True)])
 
 
 def _fit_diffusion(

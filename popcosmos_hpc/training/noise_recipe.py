@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from popcosmos_hpc.errors import ConfigurationError
 
@@ -38,6 +38,8 @@ class TableSource(_Strict):
     def _bands_known(self) -> "TableSource":
         if self.preset is None and self.bands is None:
             raise ValueError("a table without a preset needs `bands`")
+        if self.bands is not None and (not self.bands or len(set(self.bands)) < len(self.bands)):
+            raise ValueError("`bands` needs at least one band, and none twice")
         return self
 
 
@@ -164,7 +166,7 @@ class UncertaintyRecipe(_Strict):
     name: str
     description: str = ""
     source: TableSource | GaapSource | RubinSource = Field(discriminator="kind")
-    softening: dict[str, float] = {}
+    softening: dict[str, PositiveFloat] = {}
     width: int = Field(64, ge=1)
     depth: int = Field(3, ge=1)
     n_rounds: int = Field(40, ge=1)

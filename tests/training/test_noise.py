@@ -128,6 +128,33 @@ def test_one_band_alone_is_a_model_too():
     assert abs(departure.std() / np.hypot(OWN, COMMON) - 1) < 0.35
 
 
+def test_one_band_alone_goes_through_its_bundle(tmp_path):
+    """Nothing on the way from a table to a mock needs a second band."""
+    path = write(tmp_path / "t.parquet", *synthetic(1000, 4))
+    source = TableSource(path=str(path), bands=("r",))
+    made = train_uncertainty_bundle(SHORT.model_copy(update={"source": source}), tmp_path / "b")
+    flux = jnp.array([9.0, 1.0])
+    drawn = load_uncertainty(made).select(("r",), given=("g", "r")).sample(jax.random.PRNGKey(1), flux)
+    expected = np.sqrt(SKY[1] ** 2 + PHOTONS + FRACTION**2)
+    # One draw of a scatter of 0.22, of a model that has hardly been trained.
+    assert drawn.shape == (1,) and abs(np.log(float(drawn[0]) / expected)) < 1.0
+    assert load_bundle(made).manifest["training_rows"]["used"] == 1000
+
+
+@pytest.mark.parametrize("bands", [(), ("g", "g")])
+def test_no_band_or_one_twice_is_refused(bands, tmp_path):
+    recipe = {"name": "x", "source": {"kind": "table", "path": "t.parquet", "bands": list(bands)}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ConfigurationError, match="at least one band, and none twice"):
+        load_uncertainty_recipe(tmp_path / "r.yaml")
+
+
+def test_softening_of_an_unknown_band_is_refused():
+    flux, error = synthetic(500, 5)
+    with pytest.raises(ConfigurationError, match="z"):
+        train_uncertainty(flux, error, BANDS, SHORT.model_copy(update={"softening": {"z": 0.1}}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
