@@ -96,6 +96,30 @@ def test_relative_links_resolve(page):
     assert not missing, f"{page.name} links to {missing}"
 
 
+def _pages_of(entry) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in parts for page in _pages_of(part)]
+
+
+def test_every_page_can_be_found():
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(_pages_of(navigation)) == sorted(pages)
+    guides = {page for page in pages if page.startswith(("howto/", "reference/"))}
+    assert guides <= set(LINK.findall((ROOT / "docs/index.md").read_text()))
+    assert {f"docs/{page}" for page in guides} <= set(LINK.findall((ROOT / "README.md").read_text()))
+
+
+def test_architecture_names_files_that_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = re.findall(r"^\| `(\w+)/`[^|]*\| (.*?`\w+\.py`.*) \|$", text, re.MULTILINE)
+    named = [f"{room}/{name}" for room, files in rows for name in re.findall(r"`(\w+\.py)`", files)]
+    assert len(named) > 80
+    assert not [name for name in named if not (ROOT / "popcosmos_hpc" / name).is_file()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_named_configurations_exist(page):
     named = set(re.findall(r"\bconfigs/[\w./-]+\.yaml\b", page.read_text()))
