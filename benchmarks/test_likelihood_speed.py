@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popcosmos_hpc.inference.pool import build_pool, pool_log_likelihood
+from popcosmos_hpc.inference.start import build_pool, pool_log_likelihood
 from popcosmos_hpc.model.emulator import AbstractEmulator
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.likelihood import Likelihood

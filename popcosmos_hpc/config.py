@@ -247,8 +247,9 @@ class RunConfig(Section):
         settings = self.resolved()
         for key in ("name", "executor", "retry", "input"):
             del settings[key]
-        # Bundles are known by the hashes of their weights, not by where they lie.
+        # Bundles and pools are known by their hashes, not by where they lie.
         del settings["model"]["bundle"]
+        settings["sampler"].pop("pool", None)
         if self.model.prior not in ("analytic", "gaussian"):
             settings["model"]["prior"] = "population"
         return _flatten(settings)

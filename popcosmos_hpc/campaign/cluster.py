@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -18,6 +18,7 @@ from popcosmos_hpc.config import ExecutorConfig
 from popcosmos_hpc.partition import Block
 
 logger = logging.getLogger(__name__)
+_JOBS_PER_WORKER = 3
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,27 @@ def open_executor(
         return
     with open_client(config) as client:
         yield DaskExecutor(client, run_dir, config.window, config.workers)
+
+
+def map_jobs(client: Any, function: Callable, jobs: Iterable[tuple]) -> Iterator[Any]:
+    """Results of jobs as they come, with a few jobs per worker under way."""
+    if client is None:
+        yield from (function(*job) for job in jobs)
+        return
+    from distributed import as_completed
+
+    waiting, running = iter(jobs), as_completed()
+    for _ in range(_JOBS_PER_WORKER * max(len(client.nthreads()), 1)):
+        _submit_next(client, function, waiting, running)
+    for future in running:
+        yield future.result()
+        future.release()
+        _submit_next(client, function, waiting, running)
+
+
+def _submit_next(client: Any, function: Callable, waiting: Iterator[tuple], running: Any) -> None:
+    if (job := next(waiting, None)) is not None:
+        running.add(client.submit(function, *job, pure=False))
 
 
 @contextlib.contextmanager

@@ -4,11 +4,9 @@ Galaxies are numbered along the HEALPix curve, so that a partition is a range of
 follows from the seed and these numbers; any worker can write it, in any order, and writes the same bytes.
 """
 
-import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +15,13 @@ import numpy as np
 import yaml
 
 import popcosmos_hpc
+from popcosmos_hpc.campaign.cluster import map_jobs
 from popcosmos_hpc.campaign.fingerprint import digest_of
 from popcosmos_hpc.campaign.mock_config import MockConfig
 from popcosmos_hpc.campaign.mock_task import CHUNK_ROWS, Portion, inspect_survey, write_portions
+from popcosmos_hpc.campaign.partial import finish_partial, new_folder, open_partial
 from popcosmos_hpc.campaign.progress import Progress
 from popcosmos_hpc.campaign.worker import worker_environment
-from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.partition import Partition
 from popcosmos_hpc.survey.files import replace_atomically
 from popcosmos_hpc.survey.footprint import Cells
@@ -31,8 +30,7 @@ from popcosmos_hpc.survey.plan import HEALPIX_ORDER, make_partitions, pixel_rang
 
 logger = logging.getLogger(__name__)
 Format = Literal["hats", "parquet"]
-_SETTINGS, _FINGERPRINT = "mock.yaml", "fingerprint.json"
-_JOBS_PER_WORKER = 3
+_SETTINGS = "mock.yaml"
 
 
 @dataclass(frozen=True)
@@ -74,22 +72,20 @@ def make_mock(
             more than `max_rows`, or `out_dir` exists.
         BundleError: a bundle is missing or damaged.
     """
-    out = Path(out_dir).absolute()
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigurationError("a new folder", "one with content", str(out), "Name another, or remove it.")
+    out = new_folder(out_dir)
     if client is None:  # before JAX starts its device
         os.environ.update(worker_environment(1))
     settings = config.model_dump_json()
     portions = plan_portions(config, file_format)
-    rate, identity = next(_map(client, inspect_survey, [(settings,)]))
+    rate, identity = next(map_jobs(client, inspect_survey, [(settings,)]))
     logger.info("one galaxy in %.3g of the population is detected", 1 / rate)
-    scratch = _open_scratch(
+    scratch = open_partial(
         out, identity | {"partition": config.partition.model_dump(), "format": file_format}
     )
     most_draws = int(min(1000 / rate, 2**30))
     jobs = [(settings, str(scratch), group, most_draws) for group in _grouped(portions)]
     progress, n_candidates = Progress(config.n_galaxies, 0, "drawing"), 0
-    for n_rows, n_tried in _map(client, write_portions, jobs):
+    for n_rows, n_tried in map_jobs(client, write_portions, jobs):
         n_candidates += n_tried
         progress.advance(n_rows)
     progress.close()
@@ -138,45 +134,6 @@ def _grouped(portions: list[Portion]) -> Iterator[tuple[Portion, ...]]:
     yield tuple(group)
 
 
-def _map(client: Any, function: Callable, jobs: Iterable[tuple]) -> Iterator[Any]:
-    """Results of jobs as they come, with a few jobs per worker under way."""
-    if client is None:
-        yield from (function(*job) for job in jobs)
-        return
-    from distributed import as_completed
-
-    waiting, running = iter(jobs), as_completed()
-    for _ in range(_JOBS_PER_WORKER * max(len(client.nthreads()), 1)):
-        _submit_next(client, function, waiting, running)
-    for future in running:
-        yield future.result()
-        future.release()
-        _submit_next(client, function, waiting, running)
-
-
-def _submit_next(client: Any, function: Callable, waiting: Iterator[tuple], running: Any) -> None:
-    if (job := next(waiting, None)) is not None:
-        running.add(client.submit(function, *job, pure=False))
-
-
-def _open_scratch(out: Path, identity: dict[str, Any]) -> Path:
-    """The folder in which the catalog grows: an earlier attempt's, if it was to hold the same."""
-    scratch = out.with_name(f".{out.name}.partial")
-    mark = scratch / _FINGERPRINT
-    if scratch.exists():
-        if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == identity:
-            logger.info("going on with %s", scratch)
-            return scratch
-        if not mark.is_file() and any(scratch.iterdir()):
-            raise ConfigurationError("an unfinished mock catalog", "other files", str(scratch), "Remove it.")
-        logger.info("%s is of other settings or code: starting anew", scratch)
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
-    with replace_atomically(mark) as partial:
-        partial.write_text(json.dumps(identity, indent=1, sort_keys=True), encoding="utf-8")
-    return scratch
-
-
 def _finish(
     config: MockConfig,
     scratch: Path,
@@ -198,7 +155,4 @@ def _finish(
         write_metadata(scratch, config.name, partitions, facts)
     with replace_atomically(scratch / _SETTINGS) as partial:
         partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    (scratch / _FINGERPRINT).unlink()
-    if out.exists():
-        out.rmdir()
-    scratch.rename(out)
+    finish_partial(scratch, out)

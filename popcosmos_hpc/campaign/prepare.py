@@ -9,7 +9,15 @@ import yaml
 
 from popcosmos_hpc.campaign import fingerprint as prints
 from popcosmos_hpc.campaign.events import log_event
-from popcosmos_hpc.campaign.worker import PLAN_FILE, RUN_FILE, build_model, make_sampler, prior_hash, read_run
+from popcosmos_hpc.campaign.worker import (
+    PLAN_FILE,
+    RUN_FILE,
+    build_model,
+    make_sampler,
+    pool_hash,
+    prior_hash,
+    read_run,
+)
 from popcosmos_hpc.config import RunConfig
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
@@ -100,6 +108,9 @@ def _absolute(config: RunConfig) -> RunConfig:
     folders = {key: str(Path(name).resolve()) for key, name in named.items() if Path(name).is_dir()}
     if folders:
         changes["model"] = config.model.model_copy(update=folders)
+    if Path(str(config.sampler.settings.get("pool", ""))).is_dir() and config.sampler.name == "ladder":
+        folder = str(Path(config.sampler.settings["pool"]).resolve())
+        changes["sampler"] = config.sampler.model_copy(update={"pool": folder})
     if Path(config.survey).is_file():
         changes["survey"] = str(Path(config.survey).resolve())
     return config.model_copy(update=changes)
@@ -121,7 +132,7 @@ def _check_model(config: RunConfig, survey_bands: tuple[str, ...]) -> tuple[Any,
         )
     if unused := [band for band in survey_bands if band not in bands]:
         logger.warning("bands of the survey that are not fitted: %s", ", ".join(unused))
-    sampler = make_sampler(config)
+    sampler = make_sampler(config, bundle, bands)
     if config.output.draws > sampler.max_draws:
         raise ConfigurationError(
             f"at most {sampler.max_draws} draws, as many as the sampler has",
@@ -141,6 +152,7 @@ def _fingerprint(config: RunConfig, run_dir: Path, plan: Plan, bundle: Any, band
         "plan": prints.digest_of([plan.block_size, partitions]),
         "weights": bundle.sha256,
         **({"prior": population} if (population := prior_hash(config.model)) else {}),
+        **({"pool": pool} if (pool := pool_hash(config)) else {}),
         "code": prints.code_version(),
         "input": _input_hash(Path(config.input.path), run_dir),
     }

@@ -107,6 +107,7 @@ def infer_block(
         The `BlockPosterior`, and the number of galaxies whose status is not OK.
     """
     from popcosmos_hpc.inference.batch import fit_galaxies
+    from popcosmos_hpc.inference.ladder import Ladder, climb
     from popcosmos_hpc.inference.summary import summarise
     from popcosmos_hpc.survey.photometry_store import read_block
     from popcosmos_hpc.survey.posterior_store import CERTIFICATE, BlockPosterior
@@ -116,7 +117,8 @@ def infer_block(
     if not config.model.use_redshift:
         unknown = np.full_like(photometry.redshift, np.nan)
         photometry = photometry._replace(redshift=unknown, redshift_err=unknown)
-    posterior = fit_galaxies(
+    fit: Callable = climb if isinstance(worker.sampler, Ladder) else fit_galaxies
+    posterior = fit(
         worker.sampler,
         worker.model,
         photometry,

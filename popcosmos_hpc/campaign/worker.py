@@ -10,8 +10,10 @@ import yaml
 
 from popcosmos_hpc.campaign.compilation_cache import cache_folder
 from popcosmos_hpc.campaign.fingerprint import read_fingerprint, short_hash
+from popcosmos_hpc.campaign.ladder import build_ladder, check_pool, ladder_settings
 from popcosmos_hpc.config import LikelihoodConfig, ModelConfig, RunConfig, parse_config
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
+from popcosmos_hpc.survey.pool_store import open_pool
 
 RUN_FILE = "run.yaml"
 PLAN_FILE = "plan.parquet"
@@ -118,6 +120,11 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
             f"a population bundle of sha256 {stored.get('prior')}", str(prior), config.model.prior,
             "Restore the population that the run was planned with, or plan a new run.",
         )  # fmt: skip
+    if (pool := pool_hash(config)) != stored.get("pool"):
+        raise LedgerError(
+            f"a pool of sha256 {stored.get('pool')}", str(pool), config.sampler.name,
+            "Restore the pool that the run was planned with, or plan a new run.",
+        )  # fmt: skip
     model = build_model(config.model, bundle, tuple(stored["bands"]))
     parameter_units = tuple(parameter.unit for parameter in model.space.parameters)
     return Worker(
@@ -125,7 +132,7 @@ def _build(run_dir: str, fingerprint: str) -> Worker:
         fingerprint=fingerprint,
         weights=bundle.sha256,
         model=model,
-        sampler=make_sampler(config),
+        sampler=make_sampler(config, bundle, model.bands),
         summary_names=tuple(summary_names(model)),
         summary_units=parameter_units + tuple(model.emulator.derived_units),
     )
@@ -160,15 +167,28 @@ def build_model(settings: ModelConfig, bundle: Any, bands: tuple[str, ...]) -> A
     return GalaxyModel(bundle.emulator(bands), likelihood, bundle.prior(settings.prior))
 
 
-def make_sampler(config: RunConfig) -> Any:
-    """The sampler of a run.
+def make_sampler(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
+    """The sampler or the ladder of a run.
 
     Raises:
-        ConfigurationError: the sampler or one of its settings is unknown.
+        ConfigurationError: the sampler or one of its settings is unknown, or the pool is of another model.
+        BundleError: the pool is missing or damaged.
     """
     from popcosmos_hpc.inference.sampler import build_sampler
 
-    return build_sampler(config.sampler.name, **config.sampler.settings)
+    if config.sampler.name != "ladder":
+        return build_sampler(config.sampler.name, **config.sampler.settings)
+    store = open_pool(ladder_settings(config).pool)
+    prior = prior_hash(config.model) or config.model.prior
+    check_pool(store, bands, bundle.sha256, prior, "sampler.pool")
+    return build_ladder(config, store)
+
+
+def pool_hash(config: RunConfig) -> str | None:
+    """sha256 of the pool of a run; None without a ladder."""
+    if config.sampler.name != "ladder":
+        return None
+    return open_pool(ladder_settings(config).pool).sha256
 
 
 def _per_band(settings: LikelihoodConfig, bands: tuple[str, ...]) -> tuple[list[float], list[float]]:

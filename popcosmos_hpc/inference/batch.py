@@ -16,7 +16,10 @@ import numpy as np
 
 from popcosmos_hpc.errors import ConfigurationError, Status
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
+from popcosmos_hpc.model.emulator import AbstractEmulator
 from popcosmos_hpc.model.galaxy import GalaxyModel
+from popcosmos_hpc.model.prior import AbstractPrior, base_of_draw
+from popcosmos_hpc.model.transforms import to_physical
 from popcosmos_hpc.photometry import BandState, Photometry
 
 TRACES: Counter[str] = Counter()
@@ -145,6 +148,9 @@ def _empty(n_galaxies: int, draws: int, n_parameters: int, status: np.ndarray) -
         rhat=nan(),
         ppp=nan(),
         log_evidence=nan(),
+        log_evidence_error=nan(),
+        max_weight=nan(),
+        n_distinct=np.zeros(n_galaxies, np.int32),
         acceptance=nan(),
         n_evaluations=np.zeros(n_galaxies, np.int32),
         status=status.copy(),
@@ -187,7 +193,8 @@ def _run(
         state, done = _step(sampler, model, shared, batch, jnp.asarray(rows >= 0), state)
         done = np.asarray(done) & (rows >= 0)
         if np.any(done):
-            posterior = jax.device_get(_finish(sampler, model, batch, jnp.asarray(done), state, draws))
+            finished = _finish(sampler, model, shared, batch, jnp.asarray(done), state, draws)
+            posterior = jax.device_get(finished)
             for slot in np.flatnonzero(done):
                 yield int(rows[slot]), jax.tree.map(lambda x, slot=slot: x[slot], posterior)
             rows[done] = -1
@@ -242,12 +249,25 @@ def _step(sampler, model, shared, batch, active, state):
 
 
 @eqx.filter_jit
-def _finish(sampler, model, batch, done, state, draws):
+def _finish(sampler, model, shared, batch, done, state, draws):
     TRACES["finish"] += 1
 
     def one(photometry, done, state):
-        work = lambda: sampler.finish(state, photometry, model, draws)  # noqa: E731
+        work = lambda: sampler.finish(state, photometry, model, shared, draws)  # noqa: E731
         shapes = eqx.filter_eval_shape(work)
         return jax.lax.cond(done, work, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
     return _over_slots(one, batch, done, state)
+
+
+@eqx.filter_jit
+def transport_draws(prior: AbstractPrior, key, number):
+    """Parameters (draw, param) of draws of a prior by their numbers, (draw,) uint32."""
+    one = lambda n: to_physical(prior.space, prior.transport(base_of_draw(prior, key, n)))  # noqa: E731
+    return jax.vmap(one)(number)
+
+
+@eqx.filter_jit
+def emulate(emulator: AbstractEmulator, theta):
+    """Fluxes (row, band) [nanomaggies] of parameters (row, param)."""
+    return jax.vmap(emulator)(theta)

@@ -113,9 +113,17 @@ def certify(
         ess=blank(size),
         rhat=blank(split),
         ppp=blank(ppp),
+        max_weight=jnp.full((), jnp.nan),
+        n_distinct=distinct(log_likelihood).astype(jnp.int32),
         status=status.astype(jnp.int32),
         **fields,
     )
+
+
+def distinct(value):
+    """Number of different values, ()."""
+    ordered = jnp.sort(value)
+    return 1 + jnp.sum(ordered[1:] != ordered[:-1])
 
 
 def require(satisfied: bool, expected: str, where: str):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from numpyro.infer import AIES
 
 from popcosmos_hpc.inference.diagnostics import certify, require
-from popcosmos_hpc.inference.pool import PriorPool, build_pool, pool_log_likelihood, tempered_start
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
+from popcosmos_hpc.inference.start import PriorPool, build_pool, pool_log_likelihood, tempered_start
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.photometry import Photometry
 
@@ -113,7 +113,7 @@ class StretchEnsemble(AbstractSampler):
         return state.count >= self._warmup_steps + self.n_kept
 
     def finish(
-        self, state: EnsembleState, photometry: Photometry, model: GalaxyModel, draws: int
+        self, state: EnsembleState, photometry: Photometry, model: GalaxyModel, shared: PriorPool, draws: int
     ) -> Posterior:
         """Draws and certificate."""
         # Walker by walker: evenly spaced draws then come from many walkers, which are less alike than
@@ -128,6 +128,7 @@ class StretchEnsemble(AbstractSampler):
             thresholds=(self.rhat_max, self.ess_min),
             pareto_k=jnp.full((), jnp.nan),
             log_evidence=jnp.full((), jnp.nan),
+            log_evidence_error=jnp.full((), jnp.nan),
             acceptance=state.acceptance,
             # numpyro evaluates the walkers anew beside their proposals.
             n_evaluations=state.count * (2 * self._thin * self.n_ensembles * self.n_walkers),

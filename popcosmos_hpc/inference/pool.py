@@ -1,152 +1,311 @@
-"""A pool of prior draws with their photometry, and starts drawn from it.
+r"""Importance sampling from a pool of prior draws, in two stages, at a cost that does not depend on its size.
 
-The photometry of prior draws does not depend on the galaxy: the network runs once per process, and a
-galaxy costs one pass of the likelihood over stored fluxes.
+The photometry of prior draws is the same for all galaxies. Tiles of draws that look alike are weighed first,
+by the likelihood at their means; then draws are picked from the tiles in proportion, and weighed exactly,
+
+.. math:: \hat Z = \frac{1}{M K} \sum_k L_k \frac{n_{t(k)}}{q_{t(k)}},
+
+with M draws of the prior behind the pool, n of them in tile t, and q the probability of the tile, in which a
+small part is spread over all draws alike. The estimate of the evidence is unbiased whatever the tiles are.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
+import numpy as np
 
+from popcosmos_hpc.inference.diagnostics import distinct, require
+from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
+from popcosmos_hpc.inference.start import systematic_resample
+from popcosmos_hpc.inference.weighted import (
+    Drawn,
+    Thresholds,
+    WeightedDraws,
+    assess,
+    certificate,
+    discrepancy_table,
+    predictive_p,
+)
+from popcosmos_hpc.model.fast_likelihood import log_prob_of_fluxes
 from popcosmos_hpc.model.galaxy import GalaxyModel
+from popcosmos_hpc.model.prior import LOWEST, base_of_draw
 from popcosmos_hpc.photometry import Photometry
 
-_CHUNK = 4096
-_BISECTIONS = 10
-_SMALLEST_LOG_BETA = -14.0
+N_SUB_POOLS = 16
+_CODES = 65535
+_NODES = 256  # of redshift, for the emulator's error
+_TILE_ARRAYS = ("flux", "variance", "redshift", "normalisation")
 
 
-class PriorPool(NamedTuple):
-    """Draws of `prior.propose_base`, one share per ensemble.
+class Pool(NamedTuple):
+    """A pool of prior draws on the device, sorted by tile.
 
     Attributes:
-        u: (ensemble, draw, param) base space.
-        log_weight: (ensemble, draw) ln p / q.
-        log_prior: (ensemble, draw) ln base density.
-        predicted: (band, ensemble, draw) fluxes as the data would show them [nanomaggies].
-        variance: (band, ensemble, draw) the model's own variance [nanomaggies^2].
-        redshift: (ensemble, draw).
+        rows: (row, band + 2) uint16: fluxes as float16 [nanomaggies], code of the redshift, low bits of
+            `draw`.
+        theta: (row, param) uint16 codes of the parameters.
+        draw: (row,) uint32 number of the draw.
+        start: (tile + 1,) int32 first row of each tile.
+        tile_flux: (band, tile) mean [nanomaggies].
+        tile_variance: (band, tile) [nanomaggies^2].
+        tile_redshift: (2, tile) mean and variance.
+        tile_normalisation: (2, tile) mean and variance of N.
+        low: (param,) what code 0 stands for.
+        step: (param,) parameter per code.
+        log_n_drawn: () ln of the prior draws behind the pool.
+        key: (2,) of the draws.
     """
 
-    u: Any
-    log_weight: Any
-    log_prior: Any
-    predicted: Any
-    variance: Any
-    redshift: Any
+    rows: Any
+    theta: Any
+    draw: Any
+    start: Any
+    tile_flux: Any
+    tile_variance: Any
+    tile_redshift: Any
+    tile_normalisation: Any
+    low: Any
+    step: Any
+    log_n_drawn: Any
+    key: Any
 
 
-def build_pool(key, model: GalaxyModel, n_pool: int, n_ensembles: int) -> PriorPool:
-    """Draw the pool and evaluate the emulator on it, in chunks.
-
-    Args:
-        key: random key.
-        model: the galaxy model.
-        n_pool: draws in all; rounded up to fill the shares.
-        n_ensembles: number of shares.
-    """
-    share = -(-n_pool // n_ensembles)
-
-    def draw(key):
-        u, log_weight = model.prior.propose_base(key)
-        theta = model.theta(u)
-        return u, log_weight, model.log_prior(u), *model.moments(theta), model.redshift(theta)
-
-    keys = jax.random.split(key, n_ensembles * share)
-    u, log_weight, log_prior, predicted, variance, redshift = jax.lax.map(draw, keys, batch_size=_CHUNK)
-    split = lambda x: x.reshape((n_ensembles, share, *x.shape[1:]))  # noqa: E731
-    by_band = lambda x: x.T.reshape((-1, n_ensembles, share))  # noqa: E731
-    return PriorPool(
-        split(u), split(log_weight), split(log_prior), by_band(predicted), by_band(variance), split(redshift)
+def pool_on_device(store: Any) -> Pool:
+    """Read an opened `survey.pool_store.PoolStore` into the device's memory."""
+    facts = store.manifest
+    low, high = np.array(facts["theta_low"]), np.array(facts["theta_high"])
+    tiles = {name: jnp.asarray(store.tiles[name].T, jnp.float32) for name in _TILE_ARRAYS}
+    return Pool(
+        rows=jnp.asarray(store.column("rows")),
+        theta=jnp.asarray(store.column("theta")),
+        draw=jnp.asarray(store.column("draw")),
+        start=jnp.asarray(store.tiles["start"].astype(np.int32)),
+        tile_flux=tiles["flux"],
+        tile_variance=tiles["variance"],
+        tile_redshift=tiles["redshift"],
+        tile_normalisation=tiles["normalisation"],
+        low=jnp.asarray(low, jnp.float32),
+        step=jnp.asarray((high - low) / _CODES, jnp.float32),
+        log_n_drawn=jnp.asarray(np.log(facts["n_drawn"]), jnp.float32),
+        key=jax.random.PRNGKey(facts["seed"]),
     )
 
 
-def pool_log_likelihood(model: GalaxyModel, pool: PriorPool, photometry: Photometry):
-    """Ln likelihood of one galaxy for every draw of the pool, (ensemble, draw)."""
-    over_draws = jax.vmap(model.log_likelihood_of_moments, (1, 1, 0, None))
-    return jax.vmap(over_draws, (1, 1, 0, None))(pool.predicted, pool.variance, pool.redshift, photometry)
-
-
-def effective_fraction(log_weight):
-    """Effective over nominal number of weighted draws along the last axis."""
-    weight = jnp.exp(log_weight - jnp.max(log_weight, axis=-1, keepdims=True))
-    return jnp.sum(weight, -1) ** 2 / jnp.sum(weight**2, -1) / weight.shape[-1]
-
-
-def systematic_resample(key, log_weight, count: int):
-    """Indices of `count` equally weighted draws (systematic resampling)."""
-    cumulative = jnp.cumsum(jnp.exp(log_weight - jnp.max(log_weight)))
-    positions = (jnp.arange(count) + jax.random.uniform(key)) / count * cumulative[-1]
-    return jnp.clip(jnp.searchsorted(cumulative, positions, side="right"), 0, log_weight.shape[0] - 1)
-
-
-def bisect_inverse_temperature(log_weight, log_likelihood, low, fraction: float):
-    """Largest inverse temperature in (low, 1] that keeps an effective fraction of the draws.
-
-    Args:
-        log_weight: (draw,) ln weights at `low`.
-        log_likelihood: (draw,).
-        low: () present inverse temperature; zero is allowed.
-        fraction: effective fraction to keep of draws weighted by `log_weight` + step x log_likelihood.
-    """
-    log_span = jnp.log1p(-low)
-    kept = lambda log_step: (  # noqa: E731
-        effective_fraction(log_weight + jnp.exp(log_step) * log_likelihood) >= fraction
-    )
-
-    def halve(bounds, _):
-        middle = 0.5 * (bounds[0] + bounds[1])
-        enough = kept(log_span + middle)
-        return (jnp.where(enough, middle, bounds[0]), jnp.where(enough, bounds[1], middle)), None
-
-    bounds = (jnp.full_like(log_span, _SMALLEST_LOG_BETA), jnp.zeros_like(log_span))
-    (found, _), _ = jax.lax.scan(halve, bounds, None, length=_BISECTIONS)
-    return jnp.where(kept(log_span), 1.0, jnp.minimum(low + jnp.exp(log_span + found), 1.0))
-
-
-class Start(NamedTuple):
-    """Particles resampled from the pool at an inverse temperature, one row per ensemble.
+class PoolTables(NamedTuple):
+    """What a pool is worth under one model, for all galaxies.
 
     Attributes:
-        u: (ensemble, particle, param).
-        log_prior: (ensemble, particle).
-        log_likelihood: (ensemble, particle).
-        beta: (ensemble,) inverse temperature.
-        log_evidence: (ensemble,) ln of the mean of likelihood^beta under the prior.
+        fractional_variance: (band, node) error floor and emulator by redshift code, in squared fluxes.
+        tile_fractional_variance: (band, tile) the same at the tiles' mean redshifts.
+        discrepancy: see `weighted.discrepancy_table`.
     """
 
-    u: Any
-    log_prior: Any
-    log_likelihood: Any
-    beta: Any
-    log_evidence: Any
+    fractional_variance: Any
+    tile_fractional_variance: Any
+    discrepancy: Any
 
 
-def tempered_start(
-    key, pool: PriorPool, log_likelihood, n_particles: int, oversampling: float = 2.0
-) -> Start:
-    """Resample each ensemble's share, at the lowest temperature its effective draws allow.
+def pool_tables(model: GalaxyModel, pool: Pool, key) -> PoolTables:
+    """Tabulate what depends on model and pool."""
+    names = model.space.names
+    if "redshift" in names:
+        index = names.index("redshift")
+        nodes = pool.low[index] + pool.step[index] * (jnp.arange(_NODES) + 0.5) * ((_CODES + 1) / _NODES)
+    else:
+        nodes = jnp.zeros(_NODES)
+    variance = lambda z: model.likelihood.error_floor**2 + model.emulator.sigma(z) ** 2  # noqa: E731
+    over = lambda z: jax.lax.map(variance, z, batch_size=256).T  # noqa: E731
+    return PoolTables(over(nodes), over(pool.tile_redshift[0]), discrepancy_table(model.likelihood, key))
+
+
+def weigh_rows(model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry, row):
+    """Ln likelihood of rows of the pool and their sub-pools, (row,) each."""
+    codes = pool.rows[row].T
+    flux = jax.lax.bitcast_convert_type(codes[:-2], jnp.float16).astype(jnp.float32)
+    node = (codes[-2] >> 8).astype(jnp.int32)
+    variance = tables.fractional_variance[:, node]
+    log_likelihood = log_prob_of_fluxes(model.likelihood, flux, variance, photometry)
+    log_likelihood += _redshift_term(model, pool, codes[-2], photometry)
+    return jnp.maximum(log_likelihood, LOWEST), (codes[-1] % N_SUB_POOLS).astype(jnp.int32)
+
+
+def _redshift_term(model: GalaxyModel, pool: Pool, code, photometry: Photometry):
+    if "redshift" not in model.space.names:
+        return jnp.zeros(code.shape)
+    index = model.space.index("redshift")
+    redshift = pool.low[index] + pool.step[index] * code.astype(jnp.float32)
+    known = jnp.isfinite(photometry.redshift)
+    term = lambda: model.likelihood.redshift_log_prob(redshift, photometry)  # noqa: E731
+    return jax.lax.cond(known, term, lambda: jnp.zeros(redshift.shape))
+
+
+def weigh_tiles(model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry):
+    """Ln likelihood (tile,) at the tiles' means, blurred by their spread."""
+    log_likelihood = log_prob_of_fluxes(
+        model.likelihood, pool.tile_flux, tables.tile_fractional_variance, photometry, pool.tile_variance
+    )
+    mean, variance = pool.tile_redshift
+    width = model.likelihood.redshift_width(photometry)
+    blurred = photometry._replace(redshift_err=jnp.sqrt(width**2 + variance))
+    known = jnp.isfinite(photometry.redshift)
+    term = lambda: model.likelihood.redshift_log_prob(mean, blurred)  # noqa: E731
+    return log_likelihood + jax.lax.cond(known, term, lambda: jnp.zeros(mean.shape))
+
+
+class Picks(NamedTuple):
+    """Rows picked from tiles.
+
+    Attributes:
+        row: (pick,) int32.
+        log_inverse: (pick,) ln of rows in the tile over the probability of the tile.
+    """
+
+    row: Any
+    log_inverse: Any
+
+
+def pick_rows(key, pool: Pool, log_worth, n_picks: int, defensive: float) -> Picks:
+    """Pick rows: tiles systematically in proportion to their worth, then any row of each.
 
     Args:
         key: random key.
         pool: the pool.
-        log_likelihood: (ensemble, draw) from `pool_log_likelihood`.
-        n_particles: particles per ensemble.
-        oversampling: effective draws per particle.
+        log_worth: (tile,) ln of what a row of each tile is worth.
+        n_picks: rows to pick.
+        defensive: share of picks that go to all rows alike.
     """
-    n_draws = log_likelihood.shape[1]
-    fraction = min(oversampling * n_particles / n_draws, 0.9)
+    size = (pool.start[1:] - pool.start[:-1]).astype(jnp.float32)
+    worth = size * jnp.exp(log_worth - jnp.max(log_worth))
+    probability = (1.0 - defensive) * worth / jnp.sum(worth) + defensive * size / jnp.sum(size)
+    tile = systematic_tiles(key, probability, n_picks)
+    first = pool.start[tile]
+    n_rows = pool.start[tile + 1] - first
+    random = jax.random.bits(jax.random.fold_in(key, 1), (n_picks,), jnp.uint32)
+    row = first + (random % n_rows.astype(jnp.uint32)).astype(jnp.int32)
+    return Picks(row, jnp.log(n_rows.astype(jnp.float32)) - jnp.log(probability[tile]))
 
-    def one(key, u, log_weight, log_prior, log_likelihood):
-        shift = jnp.max(log_likelihood)
-        relative = log_likelihood - shift
-        beta = bisect_inverse_temperature(log_weight, relative, jnp.zeros(()), fraction)
-        tempered = log_weight + beta * relative
-        rows = systematic_resample(key, tempered, n_particles)
-        log_evidence = logsumexp(tempered) - jnp.log(n_draws) + beta * shift
-        return Start(u[rows], log_prior[rows], log_likelihood[rows], beta, log_evidence)
 
-    keys = jax.random.split(key, log_likelihood.shape[0])
-    return jax.vmap(one)(keys, pool.u, pool.log_weight, pool.log_prior, log_likelihood)
+def systematic_tiles(key, probability, n_picks: int):
+    """Tiles (pick,) int32 in increasing order, each as often as its probability says, up to one."""
+    side = 1 << (len(probability).bit_length() // 2)
+    padded = jnp.pad(probability, (0, -len(probability) % side)).reshape(-1, side)
+    # Sums within blocks, then over blocks: a running sum over one long axis is slow, and rounds more.
+    within = jnp.cumsum(padded, axis=1)
+    before = jnp.cumsum(within[:, -1])
+    cumulative = (within + jnp.broadcast_to((before - within[:, -1])[:, None], within.shape)).reshape(-1)[
+        : len(probability)
+    ]
+    upto = jnp.ceil(cumulative / cumulative[-1] * n_picks - jax.random.uniform(key)).astype(jnp.int32)
+    edges = jnp.zeros(n_picks + 1, jnp.int32).at[jnp.clip(upto, 0, n_picks)].add(1)
+    return jnp.minimum(jnp.cumsum(edges)[:n_picks], len(probability) - 1)
+
+
+class PoolState(NamedTuple):
+    """State of one galaxy: key, the weighted draws, and whether they are there."""
+
+    key: Any
+    draws: WeightedDraws
+    done: Any
+
+
+class PoolSampler(AbstractSampler):
+    """Two-stage importance sampling from a pool.
+
+    Args:
+        pool: on the device.
+        n_picks: draws that are weighed per galaxy.
+        defensive: share of them that ignores the tiles' likelihoods.
+        ess_min: smallest effective size of a certified galaxy; the further thresholds as in `Thresholds`.
+        max_weight: largest weight of one draw.
+        pareto_k_max: largest tail index of the weights.
+        evidence_error_max: largest error of ln Z, from the sub-pools.
+        distinct_min: fewest different draws among those returned, or all of them if fewer are asked for.
+    """
+
+    pool: Pool
+    n_picks: int = eqx.field(static=True, default=32768)
+    defensive: float = eqx.field(static=True, default=0.05)
+    ess_min: float = eqx.field(static=True, default=200.0)
+    max_weight: float = eqx.field(static=True, default=0.05)
+    pareto_k_max: float = eqx.field(static=True, default=0.7)
+    evidence_error_max: float = eqx.field(static=True, default=0.15)
+    distinct_min: int = eqx.field(static=True, default=100)
+
+    identifier: ClassVar[int] = 3
+
+    def __check_init__(self):
+        where = "sampler pool"
+        require(self.n_picks >= 1024, "n_picks of at least 1024", where)
+        require(0.0 < self.defensive < 1.0, "a defensive share between 0 and 1", where)
+
+    @property
+    def max_draws(self) -> int:
+        """A systematic sample of the picks."""
+        return self.n_picks
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What a certified galaxy satisfies."""
+        return Thresholds(
+            self.ess_min, self.max_weight, self.pareto_k_max, self.evidence_error_max, self.distinct_min
+        )
+
+    def prepare(self, model: GalaxyModel, key) -> PoolTables:
+        """Tables of model and pool."""
+        return pool_tables(model, self.pool, key)
+
+    def init(self, key, photometry: Photometry, model: GalaxyModel, shared: PoolTables) -> PoolState:
+        """Nothing is done yet."""
+        empty = jnp.zeros(self.n_picks)
+        integers = jnp.zeros(self.n_picks, jnp.int32)
+        return PoolState(key, WeightedDraws(integers, empty, empty, integers), jnp.zeros((), bool))
+
+    def step(
+        self, state: PoolState, photometry: Photometry, model: GalaxyModel, shared: PoolTables
+    ) -> PoolState:
+        """The whole sample."""
+        log_worth = weigh_tiles(model, self.pool, shared, photometry)
+        picks = pick_rows(state.key, self.pool, log_worth, self.n_picks, self.defensive)
+        log_likelihood, sub_pool = weigh_rows(model, self.pool, shared, photometry, picks.row)
+        draws = WeightedDraws(picks.row, log_likelihood + picks.log_inverse, log_likelihood, sub_pool)
+        return PoolState(state.key, draws, jnp.ones((), bool))
+
+    def done(self, state: PoolState):
+        """After one step."""
+        return state.done
+
+    def finish(
+        self, state: PoolState, photometry: Photometry, model: GalaxyModel, shared: PoolTables, draws: int
+    ) -> Posterior:
+        """Draws and certificate."""
+        quality = assess(state.draws, self.pool.log_n_drawn, N_SUB_POOLS)
+        pick = systematic_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
+        row = state.draws.row[pick]
+        drawn = draws_of_rows(model, self.pool, shared, photometry, row, state.draws.log_likelihood[pick])
+        return certificate(quality, drawn, self.thresholds, self.identifier)
+
+
+def draws_of_rows(
+    model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry, row, log_likelihood
+) -> Drawn:
+    """Rows of the pool as draws of a posterior."""
+    codes = pool.rows[row].T
+    flux = jax.lax.bitcast_convert_type(codes[:-2], jnp.float16).astype(jnp.float32)
+    variance = tables.fractional_variance[:, (codes[-2] >> 8).astype(jnp.int32)]
+    u = jax.vmap(lambda number: base_of_draw(model.prior, pool.key, number))(pool.draw[row])
+    return Drawn(
+        theta_of_rows(pool, row),
+        jax.vmap(model.log_prior)(u),
+        log_likelihood,
+        distinct(row),
+        predictive_p(model.likelihood, tables.discrepancy, flux, variance, photometry),
+    )
+
+
+def theta_of_rows(pool: Pool, row):
+    """Parameters (row, param) of rows of the pool."""
+    code = pool.theta[row].astype(jnp.float32)
+    low, step = (jnp.broadcast_to(side, code.shape) for side in (pool.low, pool.step))
+    return low + step * code

@@ -32,6 +32,9 @@ class Posterior(NamedTuple):
         rhat: largest split between ensembles over the parameters, in base space.
         ppp: posterior-predictive p of a chi^2-like discrepancy; near 0, the model does not fit.
         log_evidence: ln p(photometry); NaN if the sampler has none.
+        log_evidence_error: its Monte Carlo error, from independent parts; NaN if the sampler has none.
+        max_weight: largest normalised importance weight; NaN where there are none.
+        n_distinct: how many of the draws differ.
         acceptance: mean acceptance of the last moves.
         n_evaluations: evaluations of the emulator spent on this galaxy.
         status: a `popcosmos_hpc.errors.Status`.
@@ -46,6 +49,9 @@ class Posterior(NamedTuple):
     rhat: Any
     ppp: Any
     log_evidence: Any
+    log_evidence_error: Any
+    max_weight: Any
+    n_distinct: Any
     acceptance: Any
     n_evaluations: Any
     status: Any
@@ -79,7 +85,9 @@ class AbstractSampler(eqx.Module):
         """Whether the state needs no further step, () bool."""
 
     @abstractmethod
-    def finish(self, state: Any, photometry: Photometry, model: GalaxyModel, draws: int) -> Posterior:
+    def finish(
+        self, state: Any, photometry: Photometry, model: GalaxyModel, shared: Any, draws: int
+    ) -> Posterior:
         """The posterior with `draws` draws, taken evenly from all ensembles."""
 
     @property
@@ -94,7 +102,7 @@ class AbstractSampler(eqx.Module):
             lambda state: self.step(state, photometry, model, shared),
             self.init(key, photometry, model, shared),
         )
-        return self.finish(state, photometry, model, draws)
+        return self.finish(state, photometry, model, shared, draws)
 
 
 def build_sampler(name: str, **settings) -> AbstractSampler:
@@ -109,10 +117,27 @@ def build_sampler(name: str, **settings) -> AbstractSampler:
     """
     if name not in SAMPLERS:
         raise ConfigurationError(
-            f"one of {', '.join(SAMPLERS)}", repr(name), "sampler.name", _nearest(name, tuple(SAMPLERS))
+            f"one of ladder, {', '.join(SAMPLERS)}",
+            repr(name),
+            "sampler.name",
+            _nearest(name, ("ladder", *SAMPLERS)),
         )
     module, attribute = SAMPLERS[name]
     kind = getattr(importlib.import_module(module), attribute)
+    return kind(**checked_settings(kind, name, settings))
+
+
+def checked_settings(kind: type[AbstractSampler], name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a sampler with the types that its fields have.
+
+    Args:
+        kind: class of the sampler.
+        name: for the message.
+        settings: by field.
+
+    Raises:
+        ConfigurationError: a setting is unknown, or not a number.
+    """
     known = {field.name: field.type for field in fields(kind)}
     for key, value in settings.items():
         if key not in known:
@@ -121,9 +146,7 @@ def build_sampler(name: str, **settings) -> AbstractSampler:
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigurationError("a number", repr(value), f"sampler {name}: {key}")
-    return kind(
-        **{key: _number(value, known[key], f"sampler {name}: {key}") for key, value in settings.items()}
-    )
+    return {key: _number(value, known[key], f"sampler {name}: {key}") for key, value in settings.items()}
 
 
 def _number(value, kind, where: str):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from popcosmos_hpc.inference.diagnostics import certify, effective_size, require, rhat
-from popcosmos_hpc.inference.pool import (
+from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
+from popcosmos_hpc.inference.start import (
     PriorPool,
     bisect_inverse_temperature,
     build_pool,
@@ -22,7 +23,6 @@ from popcosmos_hpc.inference.pool import (
     systematic_resample,
     tempered_start,
 )
-from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.photometry import Photometry
 
@@ -133,7 +133,9 @@ class SMC(AbstractSampler):
         agreed &= state.finished >= self.min_final
         return agreed | (state.stage >= self.max_stages)
 
-    def finish(self, state: SMCState, photometry: Photometry, model: GalaxyModel, draws: int) -> Posterior:
+    def finish(
+        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: PriorPool, draws: int
+    ) -> Posterior:
         """Draws and certificate."""
         complete = jnp.all(state.beta >= 1.0)
         posterior = certify(
@@ -149,6 +151,7 @@ class SMC(AbstractSampler):
             log_evidence=jnp.where(
                 complete, logsumexp(state.log_evidence) - jnp.log(float(self.n_ensembles)), jnp.nan
             ),
+            log_evidence_error=jnp.where(complete, _relative_error(state.log_evidence), jnp.nan),
             acceptance=jnp.mean(state.acceptance),
             n_evaluations=state.stage * (self.n_moves * self.n_ensembles * self.n_particles),
             sampler=jnp.full((), self.identifier, jnp.int32),
@@ -214,6 +217,12 @@ class SMC(AbstractSampler):
             acceptance=acceptance,
             scale=jnp.clip(scale, *_SCALE_RANGE),
         )
+
+
+def _relative_error(log_evidence):
+    """Standard error of the mean evidence of independent ensembles, relative to it."""
+    evidence = jnp.exp(log_evidence - jnp.max(log_evidence))
+    return jnp.std(evidence, ddof=1) / jnp.mean(evidence) / jnp.sqrt(float(len(evidence)))
 
 
 class MoveRandom(NamedTuple):

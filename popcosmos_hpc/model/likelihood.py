@@ -104,7 +104,7 @@ class Likelihood(eqx.Module):
         limits = jax.lax.cond(
             jnp.any(photometry.state == BandState.LIMIT),
             lambda: sum(
-                jnp.where(photometry.state[band] == BandState.LIMIT, self._log_cdf(residual), 0.0)
+                jnp.where(photometry.state[band] == BandState.LIMIT, self.log_cdf(residual), 0.0)
                 for band, (residual, _) in self._terms(predicted, model_variance, photometry)
             ),
             lambda: jnp.zeros_like(observed),
@@ -123,13 +123,17 @@ class Likelihood(eqx.Module):
             density = self._log_density(residual) - log_error[band] - 0.5 * jnp.log(variance)
             yield band, (residual, density)
 
-    def redshift_log_prob(self, redshift, photometry: Photometry) -> Scalar:
+    def redshift_width(self, photometry: Photometry):
+        """Standard deviation of a known redshift: the given one, but not less than the floor."""
+        datum = jnp.where(jnp.isfinite(photometry.redshift), photometry.redshift, 0.0)
+        given = jnp.where(jnp.isfinite(photometry.redshift_err), photometry.redshift_err, 0.0)
+        return jnp.maximum(given, self.redshift_floor * (1.0 + datum))
+
+    def redshift_log_prob(self, redshift, photometry: Photometry) -> Float[Array, "..."]:
         """Ln p(known redshift | redshift): Gaussian; zero where none is known."""
         known = jnp.isfinite(photometry.redshift)
         datum = jnp.where(known, photometry.redshift, 0.0)
-        floor = self.redshift_floor * (1.0 + datum)
-        given = jnp.where(jnp.isfinite(photometry.redshift_err), photometry.redshift_err, 0.0)
-        width = jnp.maximum(given, floor)
+        width = self.redshift_width(photometry)
         residual = jnp.clip((datum - redshift) / width, -_LARGEST_RESIDUAL, _LARGEST_RESIDUAL)
         return jnp.where(known, -0.5 * residual**2 - jnp.log(width) - 0.5 * log(2 * pi), 0.0)
 
@@ -172,5 +176,6 @@ class Likelihood(eqx.Module):
         constant = lgamma(0.5 * (self.nu + 1)) - lgamma(0.5 * self.nu) - 0.5 * log(self.nu * pi)
         return constant - 0.5 * (self.nu + 1.0) * jnp.log(1.0 + residual**2 / self.nu)
 
-    def _log_cdf(self, residual):
+    def log_cdf(self, residual):
+        """Ln CDF of standardised residuals."""
         return log_ndtr(residual) if self.family == "gaussian" else _log_student_cdf(residual, self.nu)

@@ -61,6 +61,11 @@ class AbstractPrior(eqx.Module):
         return self.sample_base(key), jnp.zeros(())
 
 
+def base_of_draw(prior: AbstractPrior, key: Array, number) -> Float[Array, " param"]:
+    """Base-space point of draw `number`, () uint32, of a stream: it depends on nothing else."""
+    return prior.sample_base(jax.random.fold_in(key, number))
+
+
 class GaussianPrior(AbstractPrior):
     """Multivariate normal in phi; N(0, I) in base space: phi = mean + L u.
 

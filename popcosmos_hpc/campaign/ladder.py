@@ -1,0 +1,97 @@
+"""The ladder of a run, from its settings and a pool on disk."""
+
+from typing import Any
+
+from pydantic import Field
+
+from popcosmos_hpc.config import RunConfig, Section, parse_settings
+from popcosmos_hpc.errors import ConfigurationError
+
+
+class LadderSettings(Section):
+    """Settings of `sampler: {name: ladder}`.
+
+    Attributes:
+        pool: folder of a pool that `pool build` made.
+        picks: draws that are weighed on the first rung, on the second, and so on.
+        smc: settings of tempered SMC, the last rung; false leaves it out.
+        ess_min: smallest effective size of a galaxy certified from the pool.
+        max_weight: largest weight of one draw.
+        pareto_k_max: largest tail index of the weights.
+        evidence_error_max: largest error of ln Z, from sub-pools.
+        distinct_min: fewest different draws among those stored.
+    """
+
+    pool: str
+    picks: tuple[int, ...] = Field(default=(32768, 131072), min_length=1)
+    smc: dict[str, float] | bool = True
+    ess_min: float = Field(default=200.0, ge=50.0)
+    max_weight: float = Field(default=0.05, gt=0, le=1)
+    pareto_k_max: float = Field(default=0.7, gt=0, le=1)
+    evidence_error_max: float = Field(default=0.15, gt=0)
+    distinct_min: int = Field(default=100, ge=1)
+
+
+def ladder_settings(config: RunConfig) -> LadderSettings:
+    """The settings of a run whose sampler is the ladder.
+
+    Raises:
+        ConfigurationError: a setting is missing, unknown or out of range.
+    """
+    return parse_settings(LadderSettings, config.sampler.settings, "sampler ladder")
+
+
+def build_ladder(config: RunConfig, store: Any) -> Any:
+    """The ladder of a run.
+
+    Args:
+        config: of the run.
+        store: its pool, opened.
+    """
+    from popcosmos_hpc.inference.ladder import Ladder, Rung
+    from popcosmos_hpc.inference.pool import PoolSampler, pool_on_device
+    from popcosmos_hpc.inference.pool_start import PoolSMC
+
+    settings, pool = ladder_settings(config), pool_on_device(store)
+    thresholds = settings.model_dump(
+        include={"ess_min", "max_weight", "pareto_k_max", "evidence_error_max", "distinct_min"}
+    )
+    rungs = [
+        Rung(f"pool {n_picks}", PoolSampler(pool, n_picks=n_picks, **thresholds))
+        for n_picks in settings.picks
+    ]
+    if settings.smc is not False:
+        own = {} if settings.smc is True else settings.smc
+        rungs.append(Rung("smc", PoolSMC(pool=pool, **_typed(own))))
+    return Ladder(tuple(rungs))
+
+
+def _typed(settings: dict[str, float]) -> dict[str, Any]:
+    """Whole numbers as integers, names checked."""
+    from popcosmos_hpc.inference.sampler import checked_settings
+    from popcosmos_hpc.inference.smc import SMC
+
+    return checked_settings(SMC, "smc of a ladder", settings)
+
+
+def check_pool(store: Any, bands: tuple[str, ...], bundle: str, prior: str, where: str) -> None:
+    """Refuse a pool that was not made for this model.
+
+    Args:
+        store: the opened pool.
+        bands: of the run, in order.
+        bundle: sha256 of the photometry bundle.
+        prior: sha256 of the population bundle, or the name of a built-in prior.
+        where: for the message.
+
+    Raises:
+        ConfigurationError: bands, bundle or prior differ.
+    """
+    build = "Build a pool for this model: `popcosmos-hpc pool build`."
+    if store.bands != tuple(bands):
+        raise ConfigurationError(
+            f"a pool of the bands {', '.join(bands)}, in this order", ", ".join(store.bands), where, build
+        )
+    for name, wanted in (("bundle", bundle), ("prior", prior)):
+        if (found := store.manifest["identity"][name]) != wanted:
+            raise ConfigurationError(f"a pool of the {name} {wanted}", found, where, build)
