@@ -80,7 +80,7 @@ def draw_galaxies(
         active = active[~hit]
         _refuse_endless(tried[active], most_draws)
     if found is None:
-        raise ConfigurationError("at least one galaxy", "none", "mock catalog")
+        raise ConfigurationError("at least one galaxy", "none", "mock catalog", "Ask for one or more.")
     photometry = (found.true_flux, found.flux, found.flux_err, found.state)
     return DetectedGalaxies(found.theta, _derived(model, found.theta), *photometry, tried)
 

@@ -164,6 +164,7 @@ class MockModel(eqx.Module):
                 f"flux errors of the bands {', '.join(self.galaxy.bands)}, in this order",
                 ", ".join(self.uncertainty.bands),
                 "uncertainty",
+                "Put them in this order with `select`.",
             )
 
     def candidate(self, key: Array) -> Candidate:

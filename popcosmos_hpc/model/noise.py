@@ -43,6 +43,13 @@ def asinh_magnitude(flux, softening):
     return -_POGSON * (jnp.arcsinh(flux / (2.0 * softening)) + jnp.log(softening) - LN_NANOMAGGIES)
 
 
+def _no_such_bands(bands: Sequence[str], strange: Sequence[str]) -> BundleError:
+    return BundleError(
+        f"bands among {', '.join(bands)}", ", ".join(strange), "uncertainty model",
+        "Name bands of the model, or train one that has them.",
+    )  # fmt: skip
+
+
 class AbstractUncertainty(eqx.Module):
     """Distribution of the flux errors that a survey states for a galaxy of given fluxes.
 
@@ -71,7 +78,7 @@ class AbstractUncertainty(eqx.Module):
         """
         given = tuple(bands if given is None else given)
         if strange := [band for band in bands if band not in self.bands]:
-            raise BundleError(f"bands among {', '.join(self.bands)}", ", ".join(strange), "uncertainty model")
+            raise _no_such_bands(self.bands, strange)
         if missing := [band for band in self.bands if band not in given]:
             raise BundleError(
                 f"fluxes in all bands of the uncertainty model: {', '.join(self.bands)}",
@@ -123,6 +130,7 @@ class ConstantUncertainty(AbstractUncertainty):
                 f"a positive error for each of the bands {', '.join(bands)}",
                 str(errors.tolist()),
                 "flux errors",
+                "Correct the depths.",
             )
         self.bands, self.flux_err = tuple(bands), jnp.asarray(errors)
 
@@ -135,7 +143,7 @@ class ConstantUncertainty(AbstractUncertainty):
         if given is not None and tuple(given) != tuple(bands):
             return super().select(bands, given)
         if strange := [band for band in bands if band not in self.bands]:
-            raise BundleError(f"bands among {', '.join(self.bands)}", ", ".join(strange), "uncertainty model")
+            raise _no_such_bands(self.bands, strange)
         rows = np.array([self.bands.index(band) for band in bands])
         return ConstantUncertainty(tuple(bands), np.asarray(self.flux_err)[rows])
 

@@ -34,9 +34,13 @@ class TabulatedUncertainty(AbstractUncertainty):
 
     def __init__(self, bands: tuple[str, ...], flux, flux_err, reference: str, neighbours: int = 10):
         if reference not in bands:
-            raise ConfigurationError(f"one of the bands {', '.join(bands)}", repr(reference), "uncertainty")
+            raise ConfigurationError(
+                f"one of the bands {', '.join(bands)}", repr(reference), "uncertainty", "Correct `reference`."
+            )
         if not np.all(np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0)):
-            raise ConfigurationError("finite fluxes and positive errors", "others", "uncertainty")
+            raise ConfigurationError(
+                "finite fluxes and positive errors", "others", "uncertainty", "Leave such galaxies out."
+            )
         self.bands, self.reference, self.neighbours = tuple(bands), bands.index(reference), neighbours
         order = np.argsort(flux[:, self.reference], kind="stable")
         self.sorted_flux = jnp.asarray(flux[order, self.reference], jnp.float32)

@@ -54,7 +54,10 @@ def build_anchor(folder: Path, bands: dict[str, str], sps: SPS, redshift_max: fl
     unknown = [name for name in bands if name not in published.bands]
     if unknown:
         raise ConfigurationError(
-            f"bands among {', '.join(published.bands)}", ", ".join(unknown), "anchor.bands"
+            f"bands among {', '.join(published.bands)}",
+            ", ".join(unknown),
+            "anchor.bands",
+            "Anchor the bands alone that have a published emulator.",
         )
     filters = sorted((load_filter(name, source) for name, source in bands.items()), key=lambda f: f.pivot)
     order = np.array([published.bands.index(f.name) for f in filters])

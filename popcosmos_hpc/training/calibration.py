@@ -81,15 +81,8 @@ def solve_zero_points(
         ConfigurationError: the reference band is unknown, or too few galaxies have a redshift.
     """
     bands = emulator.bands
-    if reference_band not in bands:
-        raise ConfigurationError(
-            f"one of the bands {', '.join(bands)}", repr(reference_band), "reference band"
-        )
     known = np.isfinite(np.asarray(photometry.redshift))
-    if known.sum() < _MIN_GALAXIES:
-        raise ConfigurationError(
-            f"at least {_MIN_GALAXIES} galaxies with a redshift", str(known.sum()), "zero points"
-        )
+    _check(bands, reference_band, int(known.sum()))
     photometry = Photometry(*(np.asarray(values)[known] for values in photometry))
     shapes = _draw_shapes(prior, seed, n_spectra)
     predict = _make_predictor(emulator, prior, shapes, jnp.asarray(error_floor, jnp.float32))
@@ -106,6 +99,19 @@ def solve_zero_points(
         bands, zero_points, _bootstrap(ratio, seed) * zero_points, _excess_scatter(ratio, photometry),
         np.isfinite(ratio).sum(0), np.array(history),
     )  # fmt: skip
+
+
+def _check(bands: tuple[str, ...], reference_band: str, n_known: int) -> None:
+    if reference_band not in bands:
+        raise ConfigurationError(
+            f"one of the bands {', '.join(bands)}", repr(reference_band), "reference band",
+            "Name one of them with --reference.",
+        )  # fmt: skip
+    if n_known < _MIN_GALAXIES:
+        raise ConfigurationError(
+            f"at least {_MIN_GALAXIES} galaxies with a redshift", str(n_known), "zero points",
+            "Widen the selection, or name another redshift column.",
+        )  # fmt: skip
 
 
 def _median_factor(ratio: np.ndarray, bands: tuple[str, ...], reference: int) -> np.ndarray:

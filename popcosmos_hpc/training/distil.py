@@ -15,17 +15,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from jax import Array
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import popcosmos_hpc
-from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.features import continuum_features
 from popcosmos_hpc.model.network import Network, initial_network
 from popcosmos_hpc.model.photulator import PhotulatorEmulator, SharedPhotometry
 from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges
 from popcosmos_hpc.training.fit import Schedule, train
+from popcosmos_hpc.training.recipe_file import read_recipe
 from popcosmos_hpc.training.simulation import draw_parameters
 
 logger = logging.getLogger(__name__)
@@ -78,13 +77,7 @@ def load_distil_recipe(path: Path | str) -> DistilRecipe:
     Raises:
         ConfigurationError: the file is missing or says something unknown.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError("a training configuration", f"no file {path}", "distillation")
-    try:
-        return DistilRecipe(**yaml.safe_load(path.read_text()))
-    except (ValidationError, TypeError) as error:
-        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+    return read_recipe(path, DistilRecipe, "bundle import pop-cosmos --distil")
 
 
 class Draws:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from popcosmos_hpc.sps.spectrum import line_transmission
 from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges, write_report
 from popcosmos_hpc.training.fit import Schedule, train
 from popcosmos_hpc.training.recipe import EmulatorRecipe, NetworkSize, load_recipe, united
+from popcosmos_hpc.training.recipe_file import software
 from popcosmos_hpc.training.reference import build_line_table, build_reference
 from popcosmos_hpc.training.simulation import (
     Examples,
@@ -220,17 +220,6 @@ def _assemble(
 ) -> SpeculatorEmulator:
     sps, recipe = simulator.sps, simulator.recipe
     strong = np.flatnonzero(simulator.strong)
-    redshifts = jnp.linspace(0.0, recipe.redshift[1], 121)
-    igm = jax.vmap(lambda z: line_transmission(sps, z)[strong])(redshifts)
-    lines = LineEmulator(
-        tuple(sps.line_names[i] for i in strong),
-        line_source,
-        sps.line_wave[strong],
-        igm,
-        redshifts,
-        simulator.bands.line_table,
-        simulator.bands.line_axis,
-    )
     derived = derived_quantities(tuple(recipe.rest_bands), tuple(recipe.width_lines))
     width = tuple(int(np.flatnonzero(strong == index)[0]) for index in simulator.width_lines)
     pivots = jnp.asarray([f.pivot for f in simulator.filters], jnp.float32)
@@ -245,13 +234,30 @@ def _assemble(
         width,
         continuum,
         rest,
-        lines,
+        _line_emulator(simulator, strong, line_source),
         pivots,
         jnp.asarray(recipe.redshift, jnp.float32),
         jnp.zeros((2, n_bands)),
         sps.cosmology,
         reference,
         tuple(range(n_bands)),
+    )
+
+
+def _line_emulator(
+    simulator: Simulator, strong: np.ndarray, line_source: Network | LineTable
+) -> LineEmulator:
+    """Lines (line,) given by their indices among those of the synthesis."""
+    sps = simulator.sps
+    redshifts = jnp.linspace(0.0, simulator.recipe.redshift[1], 121)
+    return LineEmulator(
+        tuple(sps.line_names[i] for i in strong),
+        line_source,
+        sps.line_wave[strong],
+        jax.vmap(lambda z: line_transmission(sps, z)[strong])(redshifts),
+        redshifts,
+        simulator.bands.line_table,
+        simulator.bands.line_axis,
     )
 
 
@@ -312,11 +318,7 @@ def _provenance(simulator: Simulator) -> dict:
             "n_lines_in_continuum": int((~simulator.strong).sum()),
         },
         "recipe": simulator.recipe.model_dump(mode="json"),
-        "software": {
-            "popcosmos_hpc": popcosmos_hpc.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        "software": software(),
         "licence_note": "Weights fitted to published grids, which are not included; cite their sources.",
     }
 

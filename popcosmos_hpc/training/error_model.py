@@ -58,7 +58,12 @@ def simulate_errors(source: GaapSource | RubinSource, seed: int) -> Errors:
     bands = tuple(source.bands)
     named = [source.galaxies.reference, *([source.detection] if isinstance(source, GaapSource) else [])]
     if strange := [band for band in named if band not in bands]:
-        raise ConfigurationError(f"bands among {', '.join(bands)}", ", ".join(strange), "source")
+        raise ConfigurationError(
+            f"bands among {', '.join(bands)}",
+            ", ".join(strange),
+            "source",
+            "Correct `galaxies.reference` or `detection`.",
+        )
     magnitude = galaxy_magnitudes(source.galaxies, bands, rng)
     length = scale_length(magnitude[:, bands.index(source.galaxies.reference)], rng)
     flux = 10 ** (0.4 * (ZERO_POINT - magnitude))
@@ -114,14 +119,24 @@ def _pointings(source: GaapSource, number: int, rng: np.random.Generator) -> tup
     path = input_file(source.pointings)
     reader = table_reader(path)
     if missing := [name for name in columns if name not in reader.columns(path)]:
-        raise ConfigurationError("columns of the pointings", ", ".join(missing), str(path))
+        raise ConfigurationError(
+            "columns of the pointings",
+            ", ".join(missing),
+            str(path),
+            "Correct `noise` and `seeing` of the bands.",
+        )
     chunks = [chunk.table for chunk in reader.chunks(path, tuple(dict.fromkeys(columns)), 100_000)]
     values = [np.concatenate([numbers(table[name]) for table in chunks]) for name in columns]
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(np.stack(values, axis=1))
     logs = logs[np.all(np.isfinite(logs), axis=1)]
     if len(logs) < 2:
-        raise TrainingError("at least two pointings of positive noise and seeing", str(len(logs)), str(path))
+        raise TrainingError(
+            "at least two pointings of positive noise and seeing",
+            str(len(logs)),
+            str(path),
+            "Give more of them.",
+        )
     mean, spread = logs.mean(axis=0), logs - logs.mean(axis=0)
     # A kernel of the pointings' own covariance, and shrinking, keep mean and covariance as they are.
     factor = np.linalg.cholesky(np.cov(spread, rowvar=False, bias=True) + 1e-12 * np.eye(len(columns)))

@@ -119,14 +119,16 @@ def train(
             save_checkpoint(checkpoint, progress)
             saved = now
         if now - told > 20 or index + 1 == schedule.n_rounds:
-            held = "" if progress.best is None else f", best held-out {float(progress.best.value):.5f}"
-            logger.info(
-                "%s: round %d of %d, loss %.5f%s", name, index + 1, schedule.n_rounds, float(mean), held
-            )
+            _tell(progress, name, schedule.n_rounds, float(mean))
             told = now
     if progress.best is not None:
         return eqx.combine(progress.best.weights, progress.model)
     return _current(progress)
+
+
+def _tell(progress: Progress, name: str, n_rounds: int, loss: float) -> None:
+    held = "" if progress.best is None else f", best held-out {float(progress.best.value):.5f}"
+    logger.info("%s: round %d of %d, loss %.5f%s", name, int(progress.round), n_rounds, loss, held)
 
 
 def _begin(

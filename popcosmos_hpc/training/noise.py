@@ -9,14 +9,12 @@ network otherwise.
 import hashlib
 import json
 import logging
-import platform
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import popcosmos_hpc
 from popcosmos_hpc.errors import ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import load_uncertainty, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, NoiseSchedule, initial_score_network
@@ -28,6 +26,7 @@ from popcosmos_hpc.training.noise_accuracy import depths, measure
 from popcosmos_hpc.training.noise_recipe import TableSource, UncertaintyRecipe, load_uncertainty_recipe
 from popcosmos_hpc.training.noise_table import ErrorRows, read_errors
 from popcosmos_hpc.training.prior import noised_draws, velocity_loss, whiten
+from popcosmos_hpc.training.recipe_file import software
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +65,7 @@ def train_uncertainty(
     """
     _check(flux, flux_err, bands)
     softening = _softening(flux_err, bands, recipe)
-    magnitude = np.asarray(
-        asinh_magnitude(jnp.asarray(flux, jnp.float32), jnp.asarray(softening, jnp.float32)[None])
-    )
-    if np.any(np.ptp(magnitude, axis=0) == 0):
-        raise TrainingError("fluxes that vary in each band", "a band of one flux only", "training rows")
+    magnitude = _magnitudes(flux, softening)
     ln_error = np.log(flux_err) - LN_NANOMAGGIES
     trend = fit_trend(magnitude, ln_error)
     departure = _departures(trend, magnitude, ln_error)
@@ -105,6 +100,19 @@ def _softening(flux_err: np.ndarray, bands: tuple[str, ...], recipe: Uncertainty
         )
     default = np.percentile(flux_err, 16, axis=0)
     return np.array([recipe.softening.get(band, d) for band, d in zip(bands, default, strict=True)])
+
+
+def _magnitudes(flux: np.ndarray, softening: np.ndarray) -> np.ndarray:
+    """Asinh magnitudes (row, band), which differ in every band."""
+    magnitude = np.asarray(
+        asinh_magnitude(jnp.asarray(flux, jnp.float32), jnp.asarray(softening, jnp.float32)[None])
+    )
+    if np.any(np.ptp(magnitude, axis=0) == 0):
+        raise TrainingError(
+            "fluxes that vary in each band", "a band of one flux only", "training rows",
+            "Leave that band out.",
+        )  # fmt: skip
+    return magnitude
 
 
 def _fit_diffusion(
@@ -169,7 +177,12 @@ def _check(flux: np.ndarray, flux_err: np.ndarray, bands: tuple[str, ...]) -> No
         raise TrainingError(expected, f"shapes {flux.shape} and {flux_err.shape}", "training rows")
     least = _LEAST_ROWS * len(bands)
     if len(flux) < least:
-        raise TrainingError(f"at least {least} complete rows", str(len(flux)), "training rows")
+        raise TrainingError(
+            f"at least {least} complete rows",
+            str(len(flux)),
+            "training rows",
+            "Leave out the band that most rows lack, or select more rows.",
+        )
     with np.errstate(invalid="ignore"):
         bad = ~(np.isfinite(flux) & np.isfinite(flux_err) & (flux_err > 0))
     if bad.any():
@@ -226,11 +239,7 @@ def train_uncertainty_bundle(
         "training_rows": {**rows.counts, "held_out": n_test, "sha256": digest},
         "recipe": recipe.model_dump(mode="json"),
         "citations": list(recipe.citations),
-        "software": {
-            "popcosmos_hpc": popcosmos_hpc.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        "software": software(),
     }
     save_bundle(out, manifest, arrays)
     load_uncertainty(out)

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.training.recipe_file import read_recipe
 
 
 class _Strict(BaseModel):
@@ -184,13 +184,7 @@ def load_uncertainty_recipe(path: Path | str) -> UncertaintyRecipe:
     Raises:
         ConfigurationError: the file is missing, no YAML mapping, or says something unknown.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError("a training configuration", f"no file {path}", "train uncertainty")
-    try:
-        return UncertaintyRecipe(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, TypeError, yaml.YAMLError) as error:
-        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+    return read_recipe(path, UncertaintyRecipe, "train uncertainty")
 
 
 def input_file(source: str) -> Path:

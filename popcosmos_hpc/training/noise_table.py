@@ -100,7 +100,10 @@ def _read_preset(source: TableSource) -> tuple[tuple[str, ...], np.ndarray, np.n
     bands = tuple(source.bands or preset.band_names)
     if strange := [band for band in bands if band not in preset.band_names]:
         raise ConfigurationError(
-            f"bands of the preset: {', '.join(preset.band_names)}", ", ".join(strange), "source.bands"
+            f"bands of the preset: {', '.join(preset.band_names)}",
+            ", ".join(strange),
+            "source.bands",
+            "Correct them, or the preset.",
         )
     reader = table_reader(path, preset.hdf5_group, preset.fits_hdu)
     found = reader.columns(path)

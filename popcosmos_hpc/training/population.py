@@ -97,7 +97,12 @@ class Selection(NamedTuple):
             TrainingError: a band is unknown.
         """
         if strange := sorted(set(limits) - set(bands)):
-            raise TrainingError(f"limits in the bands {', '.join(bands)}", ", ".join(strange), "selection")
+            raise TrainingError(
+                f"limits in the bands {', '.join(bands)}",
+                ", ".join(strange),
+                "selection",
+                "Correct `limits`.",
+            )
         faintest = np.array([limits.get(band, np.inf) for band in bands])
         with np.errstate(over="ignore"):
             flux = np.where(np.isfinite(faintest), 10 ** (0.4 * (_ZERO_POINT - faintest)), -np.inf)
@@ -272,7 +277,9 @@ def train_population(
             or a loss that is not finite.
     """
     if not isinstance(forward.galaxy.prior, DiffusionPrior):
-        raise TrainingError("a diffusion prior", type(forward.galaxy.prior).__name__, name)
+        raise TrainingError(
+            "a diffusion prior", type(forward.galaxy.prior).__name__, name, "Start from a population bundle."
+        )
     _check_data(flux, flux_err, forward, name)
     features = Features.of(flux, flux_err)
     data = np.asarray(features(jnp.asarray(flux, jnp.float32)))
@@ -362,7 +369,7 @@ def _check_data(flux: np.ndarray, flux_err: np.ndarray, forward: Forward, name: 
             "Select the galaxies by the same limits.",
         )  # fmt: skip
     if len(flux) < 500:
-        raise TrainingError("at least 500 galaxies", str(len(flux)), name)
+        raise TrainingError("at least 500 galaxies", str(len(flux)), name, "Select more of them.")
 
 
 def _check_acceptance(forward: Forward, schedule: PopulationSchedule, name: str) -> None:

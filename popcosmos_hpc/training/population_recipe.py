@@ -2,18 +2,14 @@
 
 import hashlib
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-import popcosmos_hpc
 from popcosmos_hpc.config import LikelihoodConfig
 from popcosmos_hpc.errors import BundleError, ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import Bundle, load_bundle, load_population, save_bundle
@@ -29,6 +25,7 @@ from popcosmos_hpc.survey.canonical import select_rows
 from popcosmos_hpc.survey.catalog import SourceCatalog
 from popcosmos_hpc.survey.preset import load_preset
 from popcosmos_hpc.training.population import Forward, PopulationSchedule, Selection, train_population
+from popcosmos_hpc.training.recipe_file import read_recipe, software
 
 
 class PopulationRecipe(BaseModel):
@@ -75,12 +72,7 @@ def load_population_recipe(path: Path) -> PopulationRecipe:
     Raises:
         ConfigurationError: the file is missing or says something unknown.
     """
-    if not path.is_file():
-        raise ConfigurationError("a training configuration", f"no file {path}", "train population")
-    try:
-        return PopulationRecipe(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, TypeError, yaml.YAMLError) as error:
-        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+    return read_recipe(path, PopulationRecipe, "train population")
 
 
 def train_population_bundle(recipe: PopulationRecipe, out: Path, checkpoint_dir: Path | None = None) -> Path:
@@ -127,7 +119,10 @@ def select_galaxies(recipe: PopulationRecipe) -> tuple[pa.Table, dict[str, int]]
     catalog = SourceCatalog(recipe.input, load_preset(recipe.survey))
     if missing := [band for band in recipe.bands if band not in catalog.bands]:
         raise ConfigurationError(
-            f"bands of the catalog: {', '.join(catalog.bands)}", ", ".join(missing), "bands"
+            f"bands of the catalog: {', '.join(catalog.bands)}",
+            ", ".join(missing),
+            "bands",
+            "Correct `bands` or `survey`.",
         )
     table = pa.concat_tables(catalog.read(*interval)[0] for interval in catalog.pixel_ranges())
     table = table.sort_by("object_id")
@@ -165,7 +160,10 @@ def build_forward(
     prior = load_population(recipe.start)
     if not isinstance(prior, DiffusionPrior) or prior.space.names != bundle.space.names:
         raise BundleError(
-            f"a diffusion over {', '.join(bundle.space.names)}", type(prior).__name__, recipe.start
+            f"a diffusion over {', '.join(bundle.space.names)}",
+            type(prior).__name__,
+            recipe.start,
+            "Name a population bundle over the parameters of the photometry bundle.",
         )
     emulator = bundle.emulator(recipe.bands)
     settings = recipe.likelihood
@@ -173,7 +171,10 @@ def build_forward(
     named = set(settings.zero_points) | (set(floor) if isinstance(floor, dict) else set())
     if strange := sorted(named - set(recipe.bands)):
         raise ConfigurationError(
-            f"settings of the bands {', '.join(recipe.bands)}", ", ".join(strange), "likelihood"
+            f"settings of the bands {', '.join(recipe.bands)}",
+            ", ".join(strange),
+            "likelihood",
+            "Name bands of this recipe alone.",
         )
     floors = [floor.get(band, 0.0) if isinstance(floor, dict) else floor for band in recipe.bands]
     likelihood = Likelihood(
@@ -221,11 +222,7 @@ def _write(
             band: round(float(value), 5) for band, value in zip(recipe.bands, calibrated, strict=True)
         },
         "citations": list(recipe.citations),
-        "software": {
-            "popcosmos_hpc": popcosmos_hpc.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        "software": software(),
     }
     emulator = trained.galaxy.emulator
     if trained.log_lines.size and isinstance(emulator, SpeculatorEmulator):

@@ -1,14 +1,11 @@
 """A pop-cosmos release as bundles: photometry, uncertainty, and population where the release holds one."""
 
-import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import yaml
 
-import popcosmos_hpc
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion_bundle import prior_to_bundle
@@ -20,6 +17,7 @@ from popcosmos_hpc.training.published import file_hashes, find_release, read_emu
 from popcosmos_hpc.training.published_calibration import COSMOS_BANDS, LINE_OFFSETS
 from popcosmos_hpc.training.published_noise import read_noise
 from popcosmos_hpc.training.published_population import Calibration, PublishedPopulation, read_population
+from popcosmos_hpc.training.recipe_file import software
 
 _PREFIX = "pop_cosmos"
 _LICENCE = "MIT licence of pop-cosmos; a conversion of its published numbers, for the user who has them."
@@ -209,10 +207,7 @@ def _write(out: Path, note: str, facts: dict, arrays: dict[str, np.ndarray], fil
             "citations": citations,
             "files": files,
         },
-        "software": {
-            "popcosmos_hpc": popcosmos_hpc.__version__, "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
+        "software": software(),
         "licence_note": _LICENCE,
     }  # fmt: skip
     return save_bundle(out, manifest, arrays)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, overload
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.training.recipe_file import read_recipe
 
 
 class _Strict(BaseModel):
@@ -106,13 +106,7 @@ def load_recipe(path: Path | str) -> EmulatorRecipe:
     Raises:
         ConfigurationError: the file is missing or says something unknown.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError("a training configuration", f"no file {path}", "train emulator")
-    try:
-        return EmulatorRecipe(**yaml.safe_load(path.read_text()))
-    except (ValidationError, TypeError) as error:
-        raise ConfigurationError("a valid training configuration", str(error), str(path)) from error
+    return read_recipe(path, EmulatorRecipe, "train emulator")
 
 
 _OWN = {"name", "description", "bands", "continuum", "n_test", "reference_parts"}

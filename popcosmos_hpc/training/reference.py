@@ -1,5 +1,6 @@
 """Tables of reference photometry, computed from the synthesis."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -12,7 +13,7 @@ from popcosmos_hpc.model.reference import LineTable, ReferencePhotometry
 from popcosmos_hpc.sps.cosmology import age_at
 from popcosmos_hpc.sps.filters import Filter
 from popcosmos_hpc.sps.grid import AGE_EDGES, BIRTH_CLOUD_AGE, LYMAN_LIMIT, N_NEBULAR, N_YOUNG
-from popcosmos_hpc.sps.spectrum import SPS, build_photometer, hat_weights
+from popcosmos_hpc.sps.spectrum import SPS, Photometer, build_photometer, hat_weights
 from popcosmos_hpc.sps.star_formation import age_weights, bin_edges
 
 _STEP = 0.004  # of ln(1 + redshift): two pixels of the synthesis, a fraction of a filter's edge
@@ -64,12 +65,26 @@ def build_reference(
     share = share / jnp.sum(share, axis=1, keepdims=True)
     space = {p.name: p for p in sps.space.parameters}
     keep = _inside(np.asarray(sps.metals), space["log10Z"].lower, space["log10Z"].upper)
-    n_bins = 1 + sum(name.startswith("logsfr_ratio") for name in sps.space.names)
     photons, cells = _young_photons(sps)
+    at = _observer(photometer, share, keep, cells)
+    nodes = np.arange(0.0, np.log1p(redshift_max) + _STEP, _STEP)
+    # The synthesis knows nothing beyond its range: the last node repeats the end of it.
+    tables = [at(sps, jnp.asarray(min(np.expm1(node), redshift_max), jnp.float32)) for node in nodes]
+    stars, nebula, torus, bolometric, wave = (jnp.stack(column) for column in zip(*tables, strict=True))
+    return ReferencePhotometry(
+        stars, nebula, torus, bolometric, photons[keep], wave,
+        jnp.asarray([0.0, _STEP], jnp.float32), sps.metals[keep], sps.gas_metals, sps.gas_log_u,
+        sps.torus_log_tau, jnp.asarray([BIRTH_CLOUD_AGE / 1e9], jnp.float32),
+    )  # fmt: skip
+
+
+def _observer(photometer: Photometer, share: Array, keep: slice, cells: Array) -> Callable:
+    """Function of synthesis and redshift: one row of every table, of shares (filter, part) of bands."""
+    n_filters, n_parts = share.shape
 
     def shaped(flux: Array) -> Array:
-        divided = flux.reshape(-1, len(filters), n_parts) * share[None]
-        return jnp.swapaxes(divided, -1, -2).reshape(*flux.shape[:-1], n_parts, len(filters))
+        divided = flux.reshape(-1, n_filters, n_parts) * share[None]
+        return jnp.swapaxes(divided, -1, -2).reshape(*flux.shape[:-1], n_parts, n_filters)
 
     @eqx.filter_jit
     def at(sps: SPS, redshift: Array):
@@ -80,13 +95,14 @@ def build_reference(
             flux = jax.vmap(lambda s: photometer.continuum(sps, s, redshift))(flat)
             return shaped(flux.reshape(*spectra.shape[:-1], -1))
 
+        n_bins = 1 + sum(name.startswith("logsfr_ratio") for name in sps.space.names)
         spectra = _spectra(sps, redshift, n_bins, cells)
         # The floors keep the mean defined where nothing is transmitted.
         flat = jnp.where(sps.wave > LYMAN_LIMIT, 1.0, 1e-6) * jnp.maximum(transmission, 1e-6) / sps.wave**2
         log_wave = jnp.log(sps.wave * (1 + redshift))
         weight = photometer.continuum(sps, flat, redshift)
         wave = jnp.exp(photometer.continuum(sps, flat * log_wave, redshift) / weight)
-        wave = jnp.swapaxes(wave.reshape(len(filters), n_parts), 0, 1)
+        wave = jnp.swapaxes(wave.reshape(n_filters, n_parts), 0, 1)
         return (
             observe(spectra.stars[keep]),
             observe(spectra.nebula),
@@ -95,15 +111,7 @@ def build_reference(
             wave,
         )
 
-    nodes = np.arange(0.0, np.log1p(redshift_max) + _STEP, _STEP)
-    # The synthesis knows nothing beyond its range: the last node repeats the end of it.
-    tables = [at(sps, jnp.asarray(min(np.expm1(node), redshift_max), jnp.float32)) for node in nodes]
-    stars, nebula, torus, bolometric, wave = (jnp.stack(column) for column in zip(*tables, strict=True))
-    return ReferencePhotometry(
-        stars, nebula, torus, bolometric, photons[keep], wave,
-        jnp.asarray([0.0, _STEP], jnp.float32), sps.metals[keep], sps.gas_metals, sps.gas_log_u,
-        sps.torus_log_tau, jnp.asarray([BIRTH_CLOUD_AGE / 1e9], jnp.float32),
-    )  # fmt: skip
+    return at
 
 
 def _cut(f: Filter, n_parts: int) -> list[Filter]:

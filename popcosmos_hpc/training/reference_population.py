@@ -99,7 +99,9 @@ def draw_reference(
 def _collect(n: int, seed: int, magnitude_limit: float, band: str, bundle: str) -> tuple[np.ndarray, float]:
     """Draws (n, 16), and the number of such galaxies per square degree."""
     if n < 1:
-        raise ConfigurationError("a positive number of draws", str(n), "reference population")
+        raise ConfigurationError(
+            "a positive number of draws", str(n), "reference population", "Ask for one or more."
+        )
     _emulator(bundle, band)  # an unknown band is refused before anything is drawn
     kept, total, tried = [], 0, 0
     cells, rounds = _cells(magnitude_limit, band, bundle), _rounds(seed, magnitude_limit, band, bundle)
@@ -109,7 +111,10 @@ def _collect(n: int, seed: int, magnitude_limit: float, band: str, bundle: str) 
         total, tried = total + len(theta), tried + _ROUND
         if tried >= 64 * _ROUND and total < 1e-4 * tried:
             raise ConfigurationError(
-                "a limit that some galaxies pass", f"{band} < {magnitude_limit}", "reference population"
+                "a limit that some galaxies pass",
+                f"{band} < {magnitude_limit}",
+                "reference population",
+                "Choose a fainter limit.",
             )
     return np.concatenate(kept)[:n], cells.per_square_degree * total / tried
 

@@ -94,7 +94,9 @@ def build_simulator(recipe: EmulatorRecipe) -> Simulator:
     names = list(sps.line_names)
     unknown = [line for line in recipe.width_lines.values() if line not in names]
     if unknown:
-        raise ConfigurationError(f"lines among {', '.join(names)}", ", ".join(unknown), "width_lines")
+        raise ConfigurationError(
+            f"lines among {', '.join(names)}", ", ".join(unknown), "width_lines", "Correct their names."
+        )
     width = np.array([names.index(line) for line in recipe.width_lines.values()])
     bands = build_photometer(sps, list(filters), high)
     probe = draw_parameters(np.random.default_rng(recipe.seed), sps.space, 1024, low, high)

@@ -66,7 +66,10 @@ def calibrate(
     bands = config.model.bands or tuple(band for band in bundle.bands if band in catalog.bands)
     if missing := [band for band in bands if band not in catalog.bands]:
         raise ConfigurationError(
-            f"bands of the catalog: {', '.join(catalog.bands)}", ", ".join(missing), "model.bands"
+            f"bands of the catalog: {', '.join(catalog.bands)}",
+            ", ".join(missing),
+            "model.bands",
+            "Correct them, or the preset.",
         )
     photometry = read_sample(catalog, bundle, bands, sample, config.seed)
     return solve_zero_points(
