@@ -120,18 +120,40 @@ def pool_tables(model: GalaxyModel, pool: Pool, key) -> PoolTables:
     return PoolTables(over(nodes), over(pool.tile_redshift[0]), discrepancy_table(model.likelihood, key))
 
 
-def weigh_rows(model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry, row):
-    """Ln likelihood of rows of the pool and their sub-pools, (row,) each."""
+class Rows(NamedTuple):
+    """Rows of the pool, decoded.
+
+    Attributes:
+        flux: (band, row) emulator fluxes [nanomaggies].
+        fractional_variance: (band, row) error floor and emulator, in squared fluxes.
+        redshift_code: (row,) uint16.
+        sub_pool: (row,) int32.
+    """
+
+    flux: Any
+    fractional_variance: Any
+    redshift_code: Any
+    sub_pool: Any
+
+
+def decode_rows(pool: Pool, tables: PoolTables, row) -> Rows:
+    """Photometry of some rows."""
     codes = pool.rows[row].T
     flux = jax.lax.bitcast_convert_type(codes[:-2], jnp.float16).astype(jnp.float32)
-    node = (codes[-2] >> 8).astype(jnp.int32)
-    variance = tables.fractional_variance[:, node]
-    log_likelihood = log_prob_of_fluxes(model.likelihood, flux, variance, photometry)
-    log_likelihood += _redshift_term(model, pool, codes[-2], photometry)
-    return jnp.maximum(log_likelihood, LOWEST), (codes[-1] % N_SUB_POOLS).astype(jnp.int32)
+    variance = tables.fractional_variance[:, (codes[-2] >> 8).astype(jnp.int32)]
+    return Rows(flux, variance, codes[-2], (codes[-1] % N_SUB_POOLS).astype(jnp.int32))
 
 
-def _redshift_term(model: GalaxyModel, pool: Pool, code, photometry: Photometry):
+def weigh_rows(model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry, row):
+    """Ln likelihood of rows of the pool and their sub-pools, (row,) each."""
+    rows = decode_rows(pool, tables, row)
+    log_likelihood = log_prob_of_fluxes(model.likelihood, rows.flux, rows.fractional_variance, photometry)
+    log_likelihood += redshift_term(model, pool, rows.redshift_code, photometry)
+    return jnp.maximum(log_likelihood, LOWEST), rows.sub_pool
+
+
+def redshift_term(model: GalaxyModel, pool: Pool, code, photometry: Photometry):
+    """Ln p(known redshift | redshift) of codes of the redshift, (row,)."""
     if "redshift" not in model.space.names:
         return jnp.zeros(code.shape)
     index = model.space.index("redshift")
@@ -146,12 +168,17 @@ def weigh_tiles(model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: 
     log_likelihood = log_prob_of_fluxes(
         model.likelihood, pool.tile_flux, tables.tile_fractional_variance, photometry, pool.tile_variance
     )
+    return log_likelihood + tile_redshift_term(model, pool, photometry)
+
+
+def tile_redshift_term(model: GalaxyModel, pool: Pool, photometry: Photometry):
+    """Ln p(known redshift | redshift) at the tiles' means, blurred by their spread, (tile,)."""
     mean, variance = pool.tile_redshift
     width = model.likelihood.redshift_width(photometry)
     blurred = photometry._replace(redshift_err=jnp.sqrt(width**2 + variance))
     known = jnp.isfinite(photometry.redshift)
     term = lambda: model.likelihood.redshift_log_prob(mean, blurred)  # noqa: E731
-    return log_likelihood + jax.lax.cond(known, term, lambda: jnp.zeros(mean.shape))
+    return jax.lax.cond(known, term, lambda: jnp.zeros(mean.shape))
 
 
 class Picks(NamedTuple):
@@ -221,7 +248,7 @@ class PoolSampler(AbstractSampler):
         max_weight: largest weight of one draw.
         pareto_k_max: largest tail index of the weights.
         evidence_error_max: largest error of ln Z, from the sub-pools.
-        distinct_min: fewest different draws among those returned, or all of them if fewer are asked for.
+        distinct_min: fewest different draws among those returned; half of them if fewer are asked for.
     """
 
     pool: Pool
@@ -291,16 +318,14 @@ def draws_of_rows(
     model: GalaxyModel, pool: Pool, tables: PoolTables, photometry: Photometry, row, log_likelihood
 ) -> Drawn:
     """Rows of the pool as draws of a posterior."""
-    codes = pool.rows[row].T
-    flux = jax.lax.bitcast_convert_type(codes[:-2], jnp.float16).astype(jnp.float32)
-    variance = tables.fractional_variance[:, (codes[-2] >> 8).astype(jnp.int32)]
+    rows = decode_rows(pool, tables, row)
     u = jax.vmap(lambda number: base_of_draw(model.prior, pool.key, number))(pool.draw[row])
     return Drawn(
         theta_of_rows(pool, row),
         jax.vmap(model.log_prior)(u),
         log_likelihood,
         distinct(row),
-        predictive_p(model.likelihood, tables.discrepancy, flux, variance, photometry),
+        predictive_p(model.likelihood, tables.discrepancy, rows.flux, rows.fractional_variance, photometry),
     )
 
 

@@ -106,7 +106,7 @@ class SMC(AbstractSampler):
         """The pool."""
         return build_pool(key, model, self.n_pool, self.n_ensembles)
 
-    def init(self, key, photometry: Photometry, model: GalaxyModel, shared: PriorPool) -> SMCState:
+    def init(self, key, photometry: Photometry, model: GalaxyModel, shared: Any) -> SMCState:
         """Particles from the pool, at the temperature it can serve."""
         key, start_key = jax.random.split(key)
         log_likelihood = pool_log_likelihood(model, shared, photometry)
@@ -116,7 +116,7 @@ class SMC(AbstractSampler):
         return SMCState(key, *start, scale=one, acceptance=zero, stage=count, finished=count)
 
     def step(
-        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: PriorPool
+        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: Any
     ) -> SMCState:
         """Move at the present temperature, then cool."""
         key, move_key, cool_key = jax.random.split(state.key, 3)
@@ -134,7 +134,7 @@ class SMC(AbstractSampler):
         return agreed | (state.stage >= self.max_stages)
 
     def finish(
-        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: PriorPool, draws: int
+        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: Any, draws: int
     ) -> Posterior:
         """Draws and certificate."""
         complete = jnp.all(state.beta >= 1.0)

@@ -170,7 +170,7 @@ def certificate(quality: Quality, drawn: Drawn, thresholds: Thresholds, sampler:
         & (quality.max_weight <= thresholds.max_weight)
         & (quality.pareto_k <= thresholds.pareto_k_max)
         & (quality.log_evidence_error <= thresholds.evidence_error_max)
-        & (drawn.n_distinct >= min(thresholds.distinct_min, n_draws))
+        & (drawn.n_distinct >= min(thresholds.distinct_min, n_draws // 2))
     )
     broken = ~jnp.all(jnp.isfinite(drawn.theta)) | ~jnp.isfinite(quality.log_evidence)
     status = jnp.where(drawn.ppp < POOR_FIT_PPP, Status.POOR_FIT.value, Status.OK.value)
