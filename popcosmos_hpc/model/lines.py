@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from popcosmos_hpc.model.features import galaxy_features
@@ -63,6 +64,61 @@ class LineEmulator(eqx.Module):
         low, part = _uniform(redshift, self.igm_redshift[0], step, self.igm.shape[0])
         igm = (1 - part) * self.igm[low] + part * self.igm[low + 1]
         return NANOMAGGIES * ((luminosity * igm * observed / LIGHT) @ throughput)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Flat names -> arrays, for safetensors; of each bandpass, only what lies between its ends."""
+        packed = pack(np.asarray(self.transmission))
+        luminosities = {name: np.asarray(value) for name, value in self.network.to_arrays("lines").items()}
+        arrays = {f"line.{name}": np.asarray(getattr(self, name)) for name in _ARRAYS}
+        return luminosities | arrays | {f"line.bandpass_{name}": value for name, value in packed.items()}
+
+    @classmethod
+    def from_arrays(cls, names: tuple[str, ...], arrays: dict[str, np.ndarray]) -> "LineEmulator":
+        """Inverse of `to_arrays`; also reads bundles that hold bandpasses with all their zeros."""
+        transmission = arrays.get("line.transmission")
+        if transmission is None:
+            transmission = unpack({name: arrays[f"line.bandpass_{name}"] for name in _PACKED})
+        source = LineTable if "lines.table" in arrays else Network
+        return cls(
+            names,
+            source.from_arrays("lines", arrays),
+            transmission=jnp.asarray(transmission),
+            **{name: jnp.asarray(arrays[f"line.{name}"]) for name in _ARRAYS},
+        )
+
+
+_ARRAYS = ("wave", "igm", "igm_redshift", "axis")
+_PACKED = ("values", "first", "count", "n_nodes")
+
+
+def pack(table: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a table without the zeros before and after them.
+
+    Args:
+        table: (node, band).
+
+    Returns:
+        values: what is between the ends, one column after the other; first and count: (band,) nodes where
+        a column begins and how many it has; n_nodes: (1,).
+    """
+    inside = [np.flatnonzero(column) for column in table.T]
+    spans = [(int(i[0]), int(i[-1]) + 1) if len(i) else (0, 0) for i in inside]
+    return {
+        "values": np.concatenate([column[a:b] for column, (a, b) in zip(table.T, spans, strict=True)]),
+        "first": np.array([a for a, _ in spans], np.int32),
+        "count": np.array([b - a for a, b in spans], np.int32),
+        "n_nodes": np.array([len(table)], np.int32),
+    }
+
+
+def unpack(packed: dict[str, np.ndarray]) -> np.ndarray:
+    """Inverse of `pack`: (node, band)."""
+    values, counts = packed["values"], packed["count"]
+    table = np.zeros((int(packed["n_nodes"][0]), len(counts)), values.dtype)
+    pieces = np.split(values, np.cumsum(counts)[:-1])
+    for column, first, piece in zip(table.T, packed["first"], pieces, strict=True):
+        column[first : first + len(piece)] = piece
+    return table
 
 
 def _uniform(value: Array, first: Array, step: Array, n_nodes: int) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from popcosmos_hpc.model.features import continuum_features, galaxy_features
 from popcosmos_hpc.model.history import HISTORY, history_quantities
 from popcosmos_hpc.model.lines import LineEmulator
 from popcosmos_hpc.model.network import Network
-from popcosmos_hpc.model.reference import LineTable, ReferencePhotometry
+from popcosmos_hpc.model.reference import ReferencePhotometry
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.sps.cosmology import CosmologyTable, cosmology_table
 
@@ -122,12 +122,11 @@ class SpeculatorEmulator(AbstractEmulator):
         arrays = {
             **self.continuum.to_arrays("continuum"),
             **self.rest.to_arrays("rest"),
-            **self.lines.network.to_arrays("lines"),
+            **self.lines.to_arrays(),
             **(self.reference.to_arrays() if self.reference is not None else {}),
             "pivots": self.pivots,
             "error.redshift": self.error_redshift,
             "error.fraction": self.error,
-            **{f"line.{name}": getattr(self.lines, name) for name in _LINE_ARRAYS},
         }
         return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
@@ -136,11 +135,6 @@ class SpeculatorEmulator(AbstractEmulator):
         cls, facts: dict, space: ParameterSpace, arrays: dict[str, np.ndarray]
     ) -> "SpeculatorEmulator":
         """Inverse of `to_bundle`."""
-        lines = LineEmulator(
-            tuple(facts["lines"]),
-            _line_source(arrays),
-            **{name: jnp.asarray(arrays[f"line.{name}"]) for name in _LINE_ARRAYS},
-        )
         low, high = facts["redshift_range"]
         return cls(
             tuple(facts["bands"]),
@@ -152,7 +146,7 @@ class SpeculatorEmulator(AbstractEmulator):
             tuple(facts["width_lines"]),
             Network.from_arrays("continuum", arrays),
             Network.from_arrays("rest", arrays),
-            lines,
+            LineEmulator.from_arrays(tuple(facts["lines"]), arrays),
             jnp.asarray(arrays["pivots"]),
             jnp.asarray(arrays["error.redshift"]),
             jnp.asarray(arrays["error.fraction"]),
@@ -160,14 +154,6 @@ class SpeculatorEmulator(AbstractEmulator):
             ReferencePhotometry.from_arrays(arrays),
             tuple(range(len(facts["bands"]))),
         )
-
-
-_LINE_ARRAYS = ("wave", "igm", "igm_redshift", "transmission", "axis")
-
-
-def _line_source(arrays: dict[str, np.ndarray]) -> Network | LineTable:
-    kind = LineTable if "lines.table" in arrays else Network
-    return kind.from_arrays("lines", arrays)
 
 
 def derived_quantities(rest_names: tuple[str, ...], width_names: tuple[str, ...]) -> dict[str, str]:

@@ -30,11 +30,15 @@ def peak_memory(process: psutil.Process) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
-def test_ten_million_galaxies_in_four_gigabytes(tmp_path):
+def test_ten_million_galaxies_in_four_gigabytes(tmp_path, record_property):
+    """`pytest --junitxml=FILE` keeps time, memory and disk, too."""
     catalog = tmp_path / "mock"
     arguments = ("mock", "kids", "--galaxies", N_GALAXIES, "--workers", 2, "--out", catalog)
+    start = time.perf_counter()
     process = toy_run.start(*arguments)
     peak = peak_memory(psutil.Process(process.pid))
+    record_property("seconds", time.perf_counter() - start)
+    record_property("peak_bytes", peak)
     said, complaints = process.communicate()
     assert process.returncode == 0, complaints[-2000:]
     assert peak < MOST_BYTES, f"{peak / 1e9:.2f} GB"
@@ -42,6 +46,7 @@ def test_ten_million_galaxies_in_four_gigabytes(tmp_path):
     found = read_hats(catalog)
     assert found.catalog_info.total_rows == N_GALAXIES
     files = sorted((catalog / "dataset").rglob("Npix=*.parquet"))
+    record_property("disk_bytes", sum(file.stat().st_size for file in catalog.rglob("*") if file.is_file()))
     assert sum(pq.read_metadata(file).num_rows for file in files) == N_GALAXIES
     identifiers = np.concatenate(
         [
