@@ -179,7 +179,10 @@ def open_client(config: ExecutorConfig) -> Iterator[Any]:
                     n_workers=config.workers,
                     threads_per_worker=1,  # one block at a time: arithmetic has its own threads
                     processes=True,
-                    dashboard_address=None,  # pyright: ignore[reportArgumentType]
+                    # Without a dashboard too it serves HTTP, and complains if another one has its port.
+                    dashboard_address="127.0.0.1:0",
+                    worker_dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     memory_limit=f"{config.memory}GB" if config.memory else 0,
                     silence_logs=logging.ERROR,
                 )

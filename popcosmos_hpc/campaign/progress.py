@@ -59,14 +59,12 @@ class Progress:
             return
         self._last = now
         rate = (self._done - self._start) / (now - self._begin)
-        left = (self._total - self._done) / rate if rate > 0 else float("inf")
-        logger.info(
-            "%d of %d galaxies done, %.3g per second, %s left",
-            self._done,
-            self._total,
-            rate,
-            format_duration(left),
-        )
+        if rate <= 0:
+            since = format_duration(now - self._begin)
+            logger.info("%d of %d galaxies done, none within %s", self._done, self._total, since)
+            return
+        left = format_duration((self._total - self._done) / rate)
+        logger.info("%d of %d galaxies done, %.3g per second, %s left", self._done, self._total, rate, left)
 
     def close(self) -> None:
         """End the bar."""

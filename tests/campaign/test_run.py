@@ -364,9 +364,11 @@ def test_progress_lines_without_a_terminal(caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         counter = progress.Progress(100, 20)
         time.sleep(0.01)
+        counter.tick()
         counter.advance(40)
         counter.close()
-    assert "20 of 100" in caplog.messages[0] and "60 of 100" in caplog.messages[1]
+    assert "20 of 100" in caplog.messages[0] and "20 of 100 galaxies done, none within" in caplog.messages[1]
+    assert "60 of 100" in caplog.messages[2] and "per second" in caplog.messages[2]
     assert progress.format_duration(float("nan")) == "unknown"
     assert progress.format_duration(100_000) == "27 h 46 min"
 
