@@ -26,6 +26,7 @@ $(VENV)/.created:
 
 # The demo needs the core only: the models it uses are shipped with the package.
 $(VENV)/.core: $(VENV)/.created pyproject.toml
+	@echo "installing the package and what it needs into $(VENV): 1.5 GB, a few minutes"
 	$(PIP) install --quiet --editable .
 	@touch $@
 
