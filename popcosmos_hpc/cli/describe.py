@@ -17,7 +17,9 @@ def describe(bundle: Any) -> str:
     lines += [f"bands       {', '.join(bundle.bands)}"] if "bands" in facts else []
     accuracy = facts.get("accuracy")
     if accuracy and bundle.kind != "photometry":
-        lines += [f"accuracy    {name} {value}" for name, value in accuracy.items()]
+        lines += [
+            f"accuracy    {name.replace('_', ' ')} {_figure(value)}" for name, value in accuracy.items()
+        ]
     elif accuracy:
         overall = accuracy["overall"]
         lines.append(
@@ -39,3 +41,18 @@ def describe(bundle: Any) -> str:
     return "\n".join(
         [*lines, f"weights     sha256 {facts['weights_sha256']}", f"manifest    sha256 {bundle.sha256}"]
     )
+
+
+def _figure(value: Any) -> str:
+    """One entry of an accuracy: a number, with its error and what it belongs to where they are given."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_figure, value))
+    if not isinstance(value, dict):
+        return str(value)
+    facts = dict(value)
+    text = str(facts.pop("value", ""))
+    text += f" ± {facts.pop('standard_error')}" if "standard_error" in facts else ""
+    place = [facts.pop(name) for name in ("parameter", "band") if name in facts]
+    rest = [f"{name.replace('_', ' ')} {_figure(inner)}" for name, inner in facts.items()]
+    inside = ", ".join([*place, *rest])
+    return " ".join(part for part in (text, f"({inside})" if inside else "") if part)

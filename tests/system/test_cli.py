@@ -1,6 +1,7 @@
 """The command line: help that is fast and teaches, errors that are one message, exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -78,6 +79,8 @@ def test_bundle_verbs():
     shipped = invoke("bundle", "show", "kids9")
     assert "p99" in shipped.output and "sedpy:vista_vircam_Z" in shipped.output
     assert json.loads(invoke("bundle", "show", "kids9", "--json").output)["name"] == "kids9"
+    errors = invoke("bundle", "show", "noise_kids").output
+    assert re.search(r"median 0\.\d+ ± 0\.\d+ \(\w+, magnitude [\d.]+\)", errors) and "{" not in errors
 
 
 def test_damaged_bundle_is_refused(tmp_path):

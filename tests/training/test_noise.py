@@ -261,7 +261,7 @@ def test_the_verb_trains_from_a_file_and_shows_what_it_made(tmp_path):
     assert done.exit_code == 0, done.output
     assert list(tmp_path.glob("bundle.checkpoints/law-*.eqx"))
     shown = CliRunner().invoke(main, ["bundle", "show", str(out)]).output
-    assert "kind        uncertainty" in shown and "classifier_accuracy" in shown and "g, r, i" in shown
+    assert "kind        uncertainty" in shown and "classifier accuracy" in shown and "g, r, i" in shown
     pq.write_table(pa.table({"flux_g": [1.0]}), path)
     wrong = CliRunner().invoke(main, arguments)
     assert wrong.exit_code == 2 and "flux_r" in wrong.output
