@@ -3,6 +3,9 @@
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+AB_ZERO_POINT = 22.5
+"""AB magnitude of one nanomaggy."""
+
 
 class BandState(IntEnum):
     """State of one band of one galaxy."""

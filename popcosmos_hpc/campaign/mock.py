@@ -11,7 +11,7 @@ from popcosmos_hpc.campaign.mock_draws import DetectedGalaxies, detection_rate, 
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.mock import Condition, Coverage, MockModel, Selection
 from popcosmos_hpc.model.noise import ConstantUncertainty
-from popcosmos_hpc.photometry import BandState
+from popcosmos_hpc.photometry import AB_ZERO_POINT, BandState
 from popcosmos_hpc.survey.files import replace_atomically
 from popcosmos_hpc.survey.mock_rows import object_ids
 
@@ -28,7 +28,6 @@ KIDS_DEPTHS = {
     "Ks": 21.2,
 }
 _INFRARED = ("Z", "Y", "J", "H", "Ks", "z", "y")
-_ZERO_POINT = 22.5  # AB magnitude of one nanomaggy
 _MOST_DRAWS = 2**22
 
 
@@ -61,7 +60,7 @@ class MockSurvey:
     def flux_errors(self, bands: tuple[str, ...]) -> np.ndarray:
         """1-sigma errors (band,) [nanomaggies]."""
         depths = np.array([self.depths.get(band, self.default_depth) for band in bands])
-        return 10 ** (0.4 * (_ZERO_POINT - depths)) / 5
+        return 10 ** (0.4 * (AB_ZERO_POINT - depths)) / 5
 
 
 def write_mock(path: Path, model: GalaxyModel, survey: MockSurvey) -> Path:

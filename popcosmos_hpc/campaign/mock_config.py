@@ -9,10 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from popcosmos_hpc.config import ModelConfig, PartitionConfig, Section, load_settings
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.survey.footprint import Box, Cone, Footprint, Pixels, Region
-
-ZERO_POINT = 22.5
-"""AB magnitude of one nanomaggy."""
 
 Declination = Annotated[float, Field(ge=-90, le=90)]
 RightAscension = Annotated[float, Field(ge=-360, le=360)]
@@ -136,7 +134,7 @@ class UncertaintyConfig(Section):
                 "Name every band once, and no other.",
             )
         magnitudes = np.array([depths[band] for band in bands])
-        return 10 ** (0.4 * (ZERO_POINT - magnitudes)) / (self.sigma or 5.0)
+        return 10 ** (0.4 * (AB_ZERO_POINT - magnitudes)) / (self.sigma or 5.0)
 
 
 class ConditionConfig(Section):

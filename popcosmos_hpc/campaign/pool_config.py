@@ -5,9 +5,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from popcosmos_hpc.config import Section, load_settings
-
-ZERO_POINT = 22.5
-"""AB magnitude of one nanomaggy."""
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 
 
 class PoolModelConfig(Section):
@@ -63,7 +61,7 @@ class PoolConfig(Section):
     def softening(self, bands: tuple[str, ...]) -> list[float]:
         """1-sigma flux errors (band,) [nanomaggies] at the depths."""
         depths = [self.depths.get(band, self.default_depth) for band in bands]
-        return [10 ** (0.4 * (ZERO_POINT - depth)) / 5 for depth in depths]
+        return [10 ** (0.4 * (AB_ZERO_POINT - depth)) / 5 for depth in depths]
 
 
 def load_pool_config(path_or_name: str | Path) -> PoolConfig:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from popcosmos_hpc.campaign.pool_config import ZERO_POINT, PoolConfig
+from popcosmos_hpc.campaign.pool_config import PoolConfig
 from popcosmos_hpc.campaign.worker import prior_hash, set_up_device
 from popcosmos_hpc.config import ModelConfig
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.survey.files import replace_atomically
 
 BATCH = 8192
@@ -113,7 +114,7 @@ def _pieces(settings: str, start: int, stop: int):
     redshift = model.prior.space.names.index("redshift") if "redshift" in model.prior.space.names else None
     faintest = -np.inf
     if config.limit is not None:
-        faintest = 10 ** (0.4 * (ZERO_POINT - config.limit.magnitude))
+        faintest = 10 ** (0.4 * (AB_ZERO_POINT - config.limit.magnitude))
     band = model.bands.index(config.limit.band) if config.limit is not None else 0
     for first in range(start, stop, BATCH):
         code, flux = photometry_batch(model, config.seed, first, BATCH, encode, decode)

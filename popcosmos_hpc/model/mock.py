@@ -13,9 +13,7 @@ from jaxtyping import Array, Float, Scalar
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.noise import AbstractUncertainty
-from popcosmos_hpc.photometry import BandState
-
-_ZERO_POINT = 22.5  # AB magnitude of one nanomaggy
+from popcosmos_hpc.photometry import AB_ZERO_POINT, BandState
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Selection(eqx.Module):
 
 
 def _limits(magnitudes: list[float | None], default: float) -> Array:
-    fluxes = [default if item is None else 10 ** (0.4 * (_ZERO_POINT - item)) for item in magnitudes]
+    fluxes = [default if item is None else 10 ** (0.4 * (AB_ZERO_POINT - item)) for item in magnitudes]
     return jnp.asarray(fluxes, jnp.float32)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from astropy import units
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 
 NANOMAGGY_JY = 3.631e-6
-AB_ZERO_POINT = 22.5
 _POGSON = 2.5 / np.log(10.0)
 _MAGNITUDES = ("mag", "abmag", "mag(ab)")
 _COUNTS = ("count", "counts", "ct", "adu")

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.sps.filters import load_filter
 from popcosmos_hpc.sps.spectrum import SPS, Photometer, build_photometer, line_transmission
 from popcosmos_hpc.training.published import PublishedPhotometry, published_magnitudes, read_published
@@ -71,7 +72,7 @@ def anchor_offset(anchor: Anchor, sps: SPS, theta: Array, pivots: Array) -> Arra
     flux = anchor.photometer.continuum(sps, sps.luminosity(theta) * sps.transmission(redshift), redshift)
     lines = sps.line_luminosities(theta) * line_transmission(sps, redshift)
     flux += anchor.photometer.lines(sps.line_wave, lines, redshift)
-    ours = 22.5 - 2.5 * jnp.log10(jnp.maximum(flux, 1e-12))
+    ours = AB_ZERO_POINT - 2.5 * jnp.log10(jnp.maximum(flux, 1e-12))
     theirs = published_magnitudes(anchor.published, sps.space, theta)[anchor.order]
     difference = jnp.clip(theirs - ours, -_LARGEST, _LARGEST)
     trust = jnp.clip((anchor.pivots / (1 + redshift) - _BLUEST) / _FADE, 0.0, 1.0)

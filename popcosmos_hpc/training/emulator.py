@@ -20,6 +20,7 @@ from popcosmos_hpc.model.lines import LineEmulator
 from popcosmos_hpc.model.network import Network, initial_network
 from popcosmos_hpc.model.reference import LineTable, ReferencePhotometry
 from popcosmos_hpc.model.speculator import SpeculatorEmulator, derived_quantities
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.sps.spectrum import line_transmission
 from popcosmos_hpc.training.accuracy import accuracy_table, redshift_edges, write_report
 from popcosmos_hpc.training.fit import Schedule, train
@@ -265,7 +266,7 @@ def measure(simulator: Simulator, emulator: SpeculatorEmulator, theta: np.ndarra
     """Accuracy of total magnitudes, lines included, against the synthesis on held-out draws."""
     exact = eqx.filter_jit(jax.vmap(lambda t: target_flux(simulator, t)))
     fast = eqx.filter_jit(jax.vmap(lambda t: emulator(t)))
-    magnitude = lambda flux: 22.5 - 2.5 * np.log10(np.maximum(np.asarray(flux), 1e-12))  # noqa: E731
+    magnitude = lambda flux: AB_ZERO_POINT - 2.5 * np.log10(np.maximum(np.asarray(flux), 1e-12))  # noqa: E731
     pieces = [theta[i : i + 128] for i in range(0, len(theta), 128)]
     expected = np.concatenate([magnitude(exact(piece)) for piece in pieces])
     predicted = np.concatenate([magnitude(fast(piece)) for piece in pieces])

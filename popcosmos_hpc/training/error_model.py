@@ -26,11 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from popcosmos_hpc.errors import ConfigurationError, TrainingError
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.survey.canonical import numbers
 from popcosmos_hpc.survey.readers import table_reader
 from popcosmos_hpc.training.noise_recipe import GaapSource, Galaxies, RubinSource, input_file
 
-ZERO_POINT = 22.5
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _HALF_LIGHT = 1.678  # half-light radius of an exponential disc, in scale lengths
 _RMS = math.sqrt(3.0)  # its rms size along an axis, in scale lengths
@@ -66,7 +66,7 @@ def simulate_errors(source: GaapSource | RubinSource, seed: int) -> Errors:
         )
     magnitude = galaxy_magnitudes(source.galaxies, bands, rng)
     length = scale_length(magnitude[:, bands.index(source.galaxies.reference)], rng)
-    flux = 10 ** (0.4 * (ZERO_POINT - magnitude))
+    flux = 10 ** (0.4 * (AB_ZERO_POINT - magnitude))
     if isinstance(source, GaapSource):
         return Errors(flux, _gaap(source, flux, length, rng))
     return Errors(flux, _rubin(source, flux, length, rng))
@@ -106,7 +106,7 @@ def _gaap(source: GaapSource, flux: np.ndarray, length: np.ndarray, rng: np.rand
     weight = np.sqrt(aperture**2 - psf**2)
     depth = np.array([band.depth for band in bands])
     local = np.exp(source.local_scatter * rng.standard_normal(flux.shape))
-    sky = 0.2 * 10 ** (0.4 * (ZERO_POINT - depth)) * noise * local * aperture**2 / weight
+    sky = 0.2 * 10 ** (0.4 * (AB_ZERO_POINT - depth)) * noise * local * aperture**2 / weight
     photons = flux / np.array([band.electrons for band in bands])
     zero_point = 10 ** (0.4 * source.zero_point_scatter * rng.standard_normal(flux.shape))
     return np.sqrt(sky**2 + photons) * zero_point
@@ -154,7 +154,7 @@ def _rubin(source: RubinSource, flux: np.ndarray, length: np.ndarray, rng: np.ra
     )
     shared = math.sqrt(source.depth_correlation) * rng.standard_normal((len(flux), 1))
     own = math.sqrt(1 - source.depth_correlation) * rng.standard_normal(flux.shape)
-    limit = 10 ** (0.4 * (ZERO_POINT - depth - source.depth_scatter * (shared + own))) * np.sqrt(visits)
+    limit = 10 ** (0.4 * (AB_ZERO_POINT - depth - source.depth_scatter * (shared + own))) * np.sqrt(visits)
     area = 1 + (2 * _HALF_LIGHT * length[:, None] / seeing) ** 2
     variance = ((0.04 - gamma) * limit * flux + gamma * limit**2 * area) / visits
     return np.sqrt(variance + (source.systematic * flux) ** 2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from popcosmos_hpc.model.noise import LN_NANOMAGGIES, DiffusionUncertainty, asinh_magnitude
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.training.two_sample import compare_draws
 
 _QUANTILES = (16, 50, 84)
@@ -122,5 +123,5 @@ def depths(flux: np.ndarray, flux_err: np.ndarray, bands: tuple[str, ...]) -> di
             distance = np.abs(np.log(np.maximum(flux[:, index], 0) / error / 5.0))
         nearest = np.argsort(distance)[: max(len(flux) // 10, 1)]
         if np.median(distance[nearest]) < _NEAR:
-            found[band] = round(22.5 - 2.5 * float(np.log10(5 * np.median(error[nearest]))), 3)
+            found[band] = round(AB_ZERO_POINT - 2.5 * float(np.log10(5 * np.median(error[nearest]))), 3)
     return found

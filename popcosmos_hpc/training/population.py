@@ -26,6 +26,7 @@ from popcosmos_hpc.errors import TrainingError
 from popcosmos_hpc.model.diffusion import DiffusionPrior
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.noise import AbstractUncertainty
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.training.distances import random_directions, sinkhorn_distance, sliced_distance
 from popcosmos_hpc.training.fit import Schedule, train
 
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 _FAR = 3.0  # robust widths beyond which features are compressed: one outlier must not drive the transport
 _EDGE = 0.1  # mag: softness of the selection's edge in the gradient
 _LN10 = 2.302585
-_ZERO_POINT = 22.5
 
 
 class PopulationSchedule(BaseModel):
@@ -105,7 +105,7 @@ class Selection(NamedTuple):
             )
         faintest = np.array([limits.get(band, np.inf) for band in bands])
         with np.errstate(over="ignore"):
-            flux = np.where(np.isfinite(faintest), 10 ** (0.4 * (_ZERO_POINT - faintest)), -np.inf)
+            flux = np.where(np.isfinite(faintest), 10 ** (0.4 * (AB_ZERO_POINT - faintest)), -np.inf)
         return cls(tuple(float(value) for value in flux))
 
     def passes(self, flux: np.ndarray) -> np.ndarray:

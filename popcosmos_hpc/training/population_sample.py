@@ -12,6 +12,7 @@ from popcosmos_hpc.model.bundle import Bundle
 from popcosmos_hpc.model.emulator import AbstractEmulator
 from popcosmos_hpc.model.prior import AbstractPrior
 from popcosmos_hpc.model.transforms import to_physical
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 
 _CHUNK = 8192
 
@@ -80,5 +81,5 @@ def evaluate(
     columns = dict(zip(bundle.space.names, theta.T.astype(float), strict=True))
     columns |= dict(zip(emulator.derived_names, derived.T, strict=True))
     with np.errstate(divide="ignore"):
-        magnitudes = 22.5 - 2.5 * np.log10(np.maximum(flux, 0.0))
+        magnitudes = AB_ZERO_POINT - 2.5 * np.log10(np.maximum(flux, 0.0))
     return PopulationSample(columns, dict(zip(bands, magnitudes.T, strict=True)))

@@ -21,6 +21,7 @@ from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.bundle import load_bundle
 from popcosmos_hpc.model.emulator import AbstractEmulator
 from popcosmos_hpc.parameters import POP_COSMOS
+from popcosmos_hpc.photometry import AB_ZERO_POINT
 from popcosmos_hpc.training import galaxy_relations as relations
 from popcosmos_hpc.training.history_draws import Histories, draw_histories
 from popcosmos_hpc.training.number_density import MASS_RANGE, REDSHIFT_RANGE, MassRedshiftCells
@@ -168,7 +169,7 @@ def magnitudes(emulator: AbstractEmulator, theta: np.ndarray) -> np.ndarray:
     padded = np.concatenate([theta, np.repeat(theta[-1:], -len(theta) % _CHUNK, axis=0)]).astype(np.float32)
     parts = [_fluxes(emulator, jnp.asarray(padded[i : i + _CHUNK])) for i in range(0, len(padded), _CHUNK)]
     flux = np.concatenate([np.asarray(part) for part in parts])[: len(theta)]
-    return 22.5 - 2.5 * np.log10(np.maximum(flux, 1e-30))
+    return AB_ZERO_POINT - 2.5 * np.log10(np.maximum(flux, 1e-30))
 
 
 def draw_galaxies(rng: np.random.Generator, redshift: np.ndarray, log_mass: np.ndarray) -> Galaxies:
