@@ -113,9 +113,13 @@ def settings(**changes) -> dict:
 
 
 def planned(run_dir: Path, **changes) -> Path:
+    return planned_from(run_dir, settings(**changes))
+
+
+def planned_from(run_dir: Path, given: dict) -> Path:
     from popcosmos_hpc.campaign.prepare import plan_run
 
-    plan_run(parse_config(settings(**changes), "toy"), run_dir)
+    plan_run(parse_config(given, "toy"), run_dir)
     return run_dir
 
 

@@ -1,5 +1,6 @@
 """The ladder of a run, from its settings and a pool on disk."""
 
+from dataclasses import fields
 from typing import Any
 
 from pydantic import Field
@@ -61,17 +62,37 @@ def build_ladder(config: RunConfig, store: Any) -> Any:
         for n_picks in settings.picks
     ]
     if settings.smc is not False:
-        own = {} if settings.smc is True else settings.smc
-        rungs.append(Rung("smc", PoolSMC(pool=pool, **_typed(own))))
+        rungs.append(Rung("smc", PoolSMC(pool=pool, **_smc_settings(settings))))
     return Ladder(tuple(rungs))
 
 
-def _typed(settings: dict[str, float]) -> dict[str, Any]:
-    """Whole numbers as integers, names checked."""
-    from popcosmos_hpc.inference.sampler import checked_settings
+def check_ladder(config: RunConfig) -> int:
+    """Check the settings of a ladder without reading its pool.
+
+    Returns:
+        the most draws that every rung can return.
+
+    Raises:
+        ConfigurationError: a setting is unknown or out of range.
+    """
     from popcosmos_hpc.inference.smc import SMC
 
-    return checked_settings(SMC, "smc of a ladder", settings)
+    settings = ladder_settings(config)
+    limits = list(settings.picks)
+    if settings.smc is not False:
+        known = {field.name for field in fields(SMC)}
+        own = {name: value for name, value in _smc_settings(settings).items() if name in known}
+        limits.append(SMC(**own).max_draws)
+    return min(limits)
+
+
+def _smc_settings(settings: LadderSettings) -> dict[str, Any]:
+    """Whole numbers as integers, names checked."""
+    from popcosmos_hpc.inference.pool_start import PoolSMC
+    from popcosmos_hpc.inference.sampler import checked_settings
+
+    own = settings.smc if isinstance(settings.smc, dict) else {}
+    return checked_settings(PoolSMC, "smc of a ladder", own)
 
 
 def check_pool(store: Any, bands: tuple[str, ...], bundle: str, prior: str, where: str) -> None:

@@ -13,7 +13,7 @@ from popcosmos_hpc.campaign.worker import (
     PLAN_FILE,
     RUN_FILE,
     build_model,
-    make_sampler,
+    check_sampler,
     pool_hash,
     prior_hash,
     read_run,
@@ -132,10 +132,10 @@ def _check_model(config: RunConfig, survey_bands: tuple[str, ...]) -> tuple[Any,
         )
     if unused := [band for band in survey_bands if band not in bands]:
         logger.warning("bands of the survey that are not fitted: %s", ", ".join(unused))
-    sampler = make_sampler(config, bundle, bands)
-    if config.output.draws > sampler.max_draws:
+    most = check_sampler(config, bundle, bands)
+    if config.output.draws > most:
         raise ConfigurationError(
-            f"at most {sampler.max_draws} draws, as many as the sampler has",
+            f"at most {most} draws, as many as the sampler has",
             str(config.output.draws),
             "output.draws",
             "Ask for fewer, or raise the sampler's particles.",

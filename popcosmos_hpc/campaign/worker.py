@@ -10,10 +10,10 @@ import yaml
 
 from popcosmos_hpc.campaign.compilation_cache import cache_folder
 from popcosmos_hpc.campaign.fingerprint import read_fingerprint, short_hash
-from popcosmos_hpc.campaign.ladder import build_ladder, check_pool, ladder_settings
+from popcosmos_hpc.campaign.ladder import build_ladder, check_ladder, check_pool, ladder_settings
 from popcosmos_hpc.config import LikelihoodConfig, ModelConfig, RunConfig, parse_config
 from popcosmos_hpc.errors import ConfigurationError, LedgerError
-from popcosmos_hpc.survey.pool_store import open_pool
+from popcosmos_hpc.survey.pool_store import PoolStore, open_pool
 
 RUN_FILE = "run.yaml"
 PLAN_FILE = "plan.parquet"
@@ -178,10 +178,30 @@ def make_sampler(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> Any:
 
     if config.sampler.name != "ladder":
         return build_sampler(config.sampler.name, **config.sampler.settings)
+    return build_ladder(config, _open_pool(config, bundle, bands))
+
+
+def check_sampler(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> int:
+    """Check the sampler of a run before anything is queued; a pool is opened, but not read.
+
+    Returns:
+        the most draws that it can return.
+
+    Raises:
+        ConfigurationError: as for `make_sampler`.
+        BundleError: as for `make_sampler`.
+    """
+    if config.sampler.name != "ladder":
+        return make_sampler(config, bundle, bands).max_draws
+    _open_pool(config, bundle, bands)
+    return check_ladder(config)
+
+
+def _open_pool(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> PoolStore:
     store = open_pool(ladder_settings(config).pool)
     prior = prior_hash(config.model) or config.model.prior
     check_pool(store, bands, bundle.sha256, prior, "sampler.pool")
-    return build_ladder(config, store)
+    return store
 
 
 def pool_hash(config: RunConfig) -> str | None:

@@ -1,8 +1,8 @@
 r"""Importance sampling from a pool with the normalisation drawn anew: many draws' worth from each.
 
-Fluxes scale as :math:`10^{-0.4 N}`, so a draw whose colours fit is of use whatever its own N. Tiles are weighed
-by the likelihood at their best amplitude; each picked draw gets one new N from a Student-t around its own best
-amplitude, with the weight
+Fluxes scale as :math:`10^{-0.4 N}`, so a draw whose colours fit is of use whatever its own N. Tiles are
+weighed by the likelihood at their best amplitude; each picked draw gets one new N from a Student-t around its
+own best amplitude, with the weight
 
 .. math:: w = \frac{L(N)\, q(N \mid \mathrm{rest})}{g(N)} \frac{n_t}{q_t},
 
@@ -13,7 +13,6 @@ prior p(rest) q(N | rest); the student carries how far that is from the populati
 from math import lgamma, log, pi
 from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -181,9 +180,7 @@ def weigh_shapes(model: GalaxyModel, pool, tables: PoolTables, photometry: Photo
     best = fit_amplitude(model.likelihood, pool.tile_flux, variance, photometry)
     gain = jnp.broadcast_to(jnp.exp(best.log_factor), pool.tile_flux.shape)
     blur = pool.tile_variance * gain**2
-    log_likelihood = log_prob_of_fluxes(
-        model.likelihood, pool.tile_flux * gain, variance, photometry, blur
-    )
+    log_likelihood = log_prob_of_fluxes(model.likelihood, pool.tile_flux * gain, variance, photometry, blur)
     departure = _MAGNITUDE * best.log_factor / _TILE_WIDTH
     total = log_likelihood + jnp.log(best.sd) - 0.5 * departure**2
     return total + tile_redshift_term(model, pool, photometry)

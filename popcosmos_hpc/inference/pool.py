@@ -18,7 +18,7 @@ import numpy as np
 
 from popcosmos_hpc.inference.diagnostics import distinct, require
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
-from popcosmos_hpc.inference.start import systematic_resample
+from popcosmos_hpc.inference.start import running_sum, systematic_resample
 from popcosmos_hpc.inference.weighted import (
     Drawn,
     Thresholds,
@@ -216,17 +216,10 @@ def pick_rows(key, pool: Pool, log_worth, n_picks: int, defensive: float) -> Pic
 
 def systematic_tiles(key, probability, n_picks: int):
     """Tiles (pick,) int32 in increasing order, each as often as its probability says, up to one."""
-    side = 1 << (len(probability).bit_length() // 2)
-    padded = jnp.pad(probability, (0, -len(probability) % side)).reshape(-1, side)
-    # Sums within blocks, then over blocks: a running sum over one long axis is slow, and rounds more.
-    within = jnp.cumsum(padded, axis=1)
-    before = jnp.cumsum(within[:, -1])
-    cumulative = (within + jnp.broadcast_to((before - within[:, -1])[:, None], within.shape)).reshape(-1)[
-        : len(probability)
-    ]
+    cumulative = running_sum(probability)
     upto = jnp.ceil(cumulative / cumulative[-1] * n_picks - jax.random.uniform(key)).astype(jnp.int32)
     edges = jnp.zeros(n_picks + 1, jnp.int32).at[jnp.clip(upto, 0, n_picks)].add(1)
-    return jnp.minimum(jnp.cumsum(edges)[:n_picks], len(probability) - 1)
+    return jnp.minimum(running_sum(edges[:n_picks]), len(probability) - 1)
 
 
 class PoolState(NamedTuple):

@@ -115,9 +115,7 @@ class SMC(AbstractSampler):
         count = jnp.zeros((), jnp.int32)
         return SMCState(key, *start, scale=one, acceptance=zero, stage=count, finished=count)
 
-    def step(
-        self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: Any
-    ) -> SMCState:
+    def step(self, state: SMCState, photometry: Photometry, model: GalaxyModel, shared: Any) -> SMCState:
         """Move at the present temperature, then cool."""
         key, move_key, cool_key = jax.random.split(state.key, 3)
         arrived = jnp.all(state.beta >= 1.0)

@@ -18,7 +18,7 @@ from popcosmos_hpc.partition import Block
 from popcosmos_hpc.photometry import BandState
 from popcosmos_hpc.survey.photometry_store import open_photometry, passthrough_names, read_columns
 from popcosmos_hpc.survey.plan import Plan
-from popcosmos_hpc.survey.posterior_store import CERTIFICATE, open_partition, read_posterior
+from popcosmos_hpc.survey.posterior_store import open_partition, read_posterior
 
 _MAX_GALAXIES = 200_000  # beyond, blocks are thinned evenly: no figure shows more
 _PUBLISHED_MASS = "mass_published"  # linear, Msun; good where its flag, if there is one, is 1
@@ -177,7 +177,7 @@ def read_run_data(run_dir: Path, truth: Path | None = None, max_galaxies: int = 
         photometry=photometry,
         summary=arrays["summary"],
         redshift_quantiles=arrays["redshift_quantiles"],
-        certificate={name: arrays["certificate"][:, index] for index, name in enumerate(CERTIFICATE)},
+        certificate=dict(zip(attributes["certificate"], arrays["certificate"].T, strict=True)),
         truth=_known_values(extra, names)
         if truth is None
         else _read_truth(truth, photometry["object_id"], names),

@@ -3,7 +3,7 @@
 # zarr declares members of a group as arrays or groups.
 # pyright: reportArgumentType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN
 from popcosmos_hpc.errors import LedgerError
 from popcosmos_hpc.partition import Partition
 from popcosmos_hpc.survey.photometry_store import passthrough_names, read_columns
-from popcosmos_hpc.survey.posterior_store import CERTIFICATE, open_partition
+from popcosmos_hpc.survey.posterior_store import open_partition
 
 QUANTILE_SUFFIXES = ("q2p5", "q16", "q50", "q84", "q97p5")
 REDSHIFT_QUANTILES_COLUMN = "redshift_quantiles"
-_INTEGERS = {"n_evaluations": pa.int64(), "status": pa.int8(), "sampler": pa.int8()}
+_INTEGERS = {
+    "n_evaluations": pa.int64(),
+    "n_distinct": pa.int32(),
+    "status": pa.int8(),
+    "sampler": pa.int8(),
+}
 _ARRAYS = ("object_id", "summary", "redshift_quantiles", "certificate")
 _POSITION = (SPATIAL_INDEX_COLUMN, "object_id", "ra", "dec")
 
@@ -51,7 +56,7 @@ def summary_table(
             partition.key,
             "Run `popcosmos-hpc fit` to finish an interrupted commit, or fit in a new run.",
         )
-    columns = _fit_columns(arrays, facts["quantity"], fitted)
+    columns = _fit_columns(arrays, facts, fitted)
     names = passthrough_names(run_dir, partition)
     extra = read_columns(run_dir, partition, names)
     taken = {*columns, *_POSITION}
@@ -65,18 +70,18 @@ def _stored(run_dir: str | Path, partition: Partition, facts: Mapping, exists: b
         group = open_partition(run_dir, partition)
         return {name: np.asarray(group[name][:]) for name in _ARRAYS}
     n = partition.n_galaxies
-    shapes = ((), (len(facts["quantity"]), 5), (facts["redshift_levels"],), (len(CERTIFICATE),))
+    shapes = ((), (len(facts["quantity"]), 5), (facts["redshift_levels"],), (len(facts["certificate"]),))
     return {name: np.zeros((n, *shape), np.float32) for name, shape in zip(_ARRAYS, shapes, strict=True)}
 
 
-def _fit_columns(arrays: Mapping[str, np.ndarray], quantities: Sequence[str], fitted: np.ndarray) -> dict:
+def _fit_columns(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], fitted: np.ndarray) -> dict:
     unfitted = ~fitted
     columns = {}
-    for index, name in enumerate(quantities):
+    for index, name in enumerate(facts["quantity"]):
         for level, suffix in enumerate(QUANTILE_SUFFIXES):
             columns[f"{name}_{suffix}"] = pa.array(arrays["summary"][:, index, level], mask=unfitted)
     columns[REDSHIFT_QUANTILES_COLUMN] = _list_column(arrays["redshift_quantiles"], unfitted)
-    for index, name in enumerate(CERTIFICATE):
+    for index, name in enumerate(facts["certificate"]):
         values = arrays["certificate"][:, index]
         if name in _INTEGERS:
             known = fitted & np.isfinite(values)

@@ -122,6 +122,8 @@ def _write_block(run: Path, block, names: tuple[str, ...], number: int) -> None:
         "ess": random.uniform(80, 600, n), "pareto_k": np.full(n, np.nan),
         "rhat": 1 + random.exponential(0.01, n),
         "ppp": random.uniform(0, 1, n), "log_evidence": random.normal(-20, 3, n),
+        "log_evidence_error": random.uniform(0, 0.1, n), "max_weight": random.uniform(0, 0.05, n),
+        "n_distinct": random.integers(20, 50, n),
         "acceptance": random.beta(3, 6, n),
         "n_evaluations": random.integers(2000, 9000, n), "status": status, "sampler": np.ones(n),
     }  # fmt: skip

@@ -1,0 +1,99 @@
+"""A run with the ladder on the toy world, by file: plan, fit, export; and pools that do not belong to it."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from popcosmos_hpc.campaign.export import export
+from popcosmos_hpc.campaign.pool import build_survey_pool
+from popcosmos_hpc.campaign.run import run_campaign
+from popcosmos_hpc.config import parse_config
+from popcosmos_hpc.errors import BundleError, ConfigurationError, LedgerError, Status
+from popcosmos_hpc.survey.plan import Plan
+from popcosmos_hpc.survey.posterior_store import CERTIFICATE, read_posterior
+from tests import toy_pool, toy_run
+
+SMC = {"n_particles": 64, "n_moves": 12, "n_picks": 8192}
+
+
+def sampler(pool) -> dict:
+    return {"name": "ladder", "batch_size": 8, "pool": str(pool), "picks": [8192], "smc": SMC}
+
+
+def settings(pool, **changes) -> dict:
+    base = toy_run.settings(output={"draws": 100}, **changes)
+    return {**base, "sampler": sampler(pool)}
+
+
+def certificate(run_dir, name: str) -> np.ndarray:
+    parts = Plan.read(run_dir / "plan.parquet").partitions
+    arrays = [read_posterior(run_dir, part, ["certificate"])["certificate"] for part in parts]
+    return np.concatenate(arrays)[:, CERTIFICATE.index(name)]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder") / "run"
+    toy_run.planned_from(folder, settings(toy_pool.store().path))
+    assert run_campaign(folder).exit_code == 0
+    return folder
+
+
+def test_every_galaxy_is_fitted_by_some_rung(run_dir):
+    status, by = certificate(run_dir, "status"), certificate(run_dir, "sampler")
+    assert len(status) == toy_run.N_GALAXIES
+    assert np.sum(status == Status.BAD_PHOTOMETRY) == 1
+    assert np.mean(status == Status.OK) > 0.9
+    assert set(by.astype(int)) == {-1, 3, 6}
+    assert np.all(certificate(run_dir, "n_distinct")[by == 3] >= 50)
+
+
+def test_exports_the_whole_certificate(run_dir, tmp_path):
+    export(run_dir, tmp_path / "catalog")
+    files = list((tmp_path / "catalog").rglob("Npix=*.parquet"))
+    names = pq.read_schema(files[0]).names
+    assert {"log_evidence_error", "max_weight", "n_distinct"} <= set(names)
+
+
+def test_a_changed_pool_is_refused(tmp_path):
+    pool = tmp_path / "pool"
+    shutil.copytree(toy_pool.store().path, pool)
+    folder = tmp_path / "run"
+    toy_run.planned_from(folder, settings(pool))
+    shutil.rmtree(pool)
+    with pytest.raises(BundleError, match="pool build"):
+        run_campaign(folder)
+    build_survey_pool(toy_pool.settings(n_draws=30_000, n_tiles=64), pool)
+    with pytest.raises(LedgerError, match="pool"):
+        run_campaign(folder)
+
+
+@pytest.mark.parametrize("other", ["bands", "bundle", "prior"])
+def test_a_pool_of_another_model_is_refused(tmp_path, other):
+    small = {"n_draws": 20_000, "n_tiles": 64}
+    bundle = str(toy_run.write_bundle(tmp_path / "bundle", 1.1) if other == "bundle" else toy_run.bundle())
+    bands = ("r", "g", "u") if other == "bands" else None
+    model = {"bundle": bundle, "prior": "gaussian", "bands": bands}
+    store = build_survey_pool(toy_pool.settings(**small, model=model), tmp_path / "pool")
+    if other == "prior":
+        manifest = json.loads((store.path / "manifest.json").read_text())
+        manifest["identity"]["prior"] = "another"
+        (store.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigurationError, match=f"a pool of the {other}"):
+        toy_run.planned_from(tmp_path / "run", settings(store.path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"poool": "x"}, "did you mean|unknown key"), ({"picks": []}, "at least 1"), ({"ess_min": 5}, "50")],
+)
+def test_wrong_settings_are_refused(changes, message):
+    from popcosmos_hpc.campaign.ladder import ladder_settings
+
+    config = settings(toy_pool.store().path)
+    config["sampler"] = {**config["sampler"], **changes}
+    with pytest.raises(ConfigurationError, match=f"(?i){message}"):
+        ladder_settings(parse_config(config, "toy"))
