@@ -44,7 +44,7 @@ def main(population: str, photometry: str, draws: int) -> None:
 
     @jax.jit
     def observables(standard):
-        theta = jax.vmap(lambda s: to_physical(prior.space, prior.shift + prior.mixing @ s))(standard)
+        theta = jax.vmap(lambda s: to_physical(prior.space, prior.latent(s)))(standard)
         flux = jax.vmap(lambda t: emulator(t))(theta)
         return theta[:, prior.space.index("redshift")], 22.5 - 2.5 * jnp.log10(jnp.maximum(flux, 1e-12))
 

@@ -6,12 +6,12 @@ A diffusion adds noise to standardised data x over a time t from nearly 0 to 1,
 
 The score of x_t defines an ordinary differential equation with the same marginals, the probability flow
 (Song et al. 2021, arXiv:2011.13456, eq. 13), which takes base draws at t = 1 to data. It is solved with a
-fixed number of steps, so the result for one galaxy depends on nothing but its own u. Steps are equal in
-s = sqrt(t) (in t itself if variance explodes), where the flow is smooth.
+fixed number of steps, so the result for one galaxy depends on nothing but its own u. Steps are equal in a
+clock s in which the flow is smooth; see `NoiseSchedule`.
 """
 
 from collections.abc import Callable
-from math import log, pi, sqrt
+from math import acos, exp, log, pi, sqrt
 from typing import Literal
 
 import equinox as eqx
@@ -21,10 +21,12 @@ from jax import Array
 from jaxtyping import Float, Scalar
 
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.model.marginals import Marginals
 from popcosmos_hpc.model.prior import AbstractPrior
 from popcosmos_hpc.parameters import ParameterSpace
 
 Kind = Literal["vp", "ve", "sub_vp"]
+Clock = Literal["time", "angle"]
 Output = Literal["score", "scaled_score", "velocity"]
 _ACTIVATIONS = {"silu": jax.nn.silu, "tanh": jnp.tanh}
 _CONSTANTS = {"vp": (0.1, 20.0, 1e-3), "sub_vp": (0.1, 20.0, 1e-5), "ve": (0.01, 10.0, 1e-5)}
@@ -39,15 +41,19 @@ class NoiseSchedule(eqx.Module):
         low: beta at t = 0 (vp, sub_vp) or the smallest sigma (ve); the reference's constant if None.
         high: beta at t = 1, or the largest sigma.
         t_min: where the flow ends, instead of 0.
+        clock: the solver's steps are equal in s. `time`: s = sqrt(t), or t itself if variance explodes.
+            `angle`, of `vp` alone: s = sqrt(angle), with alpha = cos(angle) and sigma = sin(angle). The flow
+            is dx / d angle = velocity, so no step is lost where t changes and the noise does not.
 
     Raises:
-        ConfigurationError: the kind is unknown or the constants are not positive and in order.
+        ConfigurationError: kind or clock is unknown, or the constants are not positive and in order.
     """
 
     kind: Kind = eqx.field(static=True)
     low: float = eqx.field(static=True)
     high: float = eqx.field(static=True)
     t_min: float = eqx.field(static=True)
+    clock: Clock = eqx.field(static=True)
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class NoiseSchedule(eqx.Module):
         low: float | None = None,
         high: float | None = None,
         t_min: float | None = None,
+        clock: str = "time",
     ):
         if kind not in _CONSTANTS:
             raise ConfigurationError(f"one of {', '.join(_CONSTANTS)}", repr(kind), "noise schedule")
@@ -64,7 +71,10 @@ class NoiseSchedule(eqx.Module):
             raise ConfigurationError(
                 "0 <= low < high and 0 < t_min < 1", f"{first}, {last}, {end}", "noise schedule"
             )
+        if clock not in (("time", "angle") if kind == "vp" else ("time",)):
+            raise ConfigurationError("the clock time, or angle with vp", f"{clock!r} with {kind}", "schedule")
         self.kind, self.low, self.high, self.t_min = kind, first, last, end  # type: ignore[assignment]
+        self.clock = clock  # type: ignore[assignment]
 
     def _integral(self, t):
         """Integral of beta from 0 to t."""
@@ -91,14 +101,38 @@ class NoiseSchedule(eqx.Module):
         return beta if self.kind == "vp" else beta * -jnp.expm1(-2.0 * self._integral(t))
 
     @property
-    def power(self) -> int:
-        """The solver's steps are equal in s = t^(1 / power), in which sigma changes evenly."""
+    def _power(self) -> int:
+        """S is a root of t or of the angle, in which sigma changes evenly."""
         return 1 if self.kind == "ve" else 2
+
+    def _reading(self, t: float) -> float:
+        """The clock s at a time."""
+        hand = acos(exp(-0.5 * self._integral(t))) if self.clock == "angle" else t
+        return hand ** (1.0 / self._power)
 
     @property
     def s_min(self) -> float:
-        """Where the flow ends, in s."""
-        return self.t_min ** (1.0 / self.power)
+        """Where the flow ends, on the clock."""
+        return self._reading(self.t_min)
+
+    @property
+    def s_max(self) -> float:
+        """Where the flow begins, on the clock."""
+        return self._reading(1.0)
+
+    def time(self, s: Scalar) -> Scalar:
+        """Time t at the clock s."""
+        if self.clock == "time":
+            return s**self._power
+        # The root of the integral, in the form that does not cancel.
+        integral = -jnp.log1p(-(jnp.sin(s**2) ** 2))
+        return 2.0 * integral / (self.low + jnp.sqrt(self.low**2 + 2.0 * (self.high - self.low) * integral))
+
+    def pace(self, s: Scalar) -> Scalar:
+        """Derivative dt/ds."""
+        if self.clock == "time":
+            return self._power * s ** (self._power - 1)
+        return 4.0 * s * jnp.tan(s**2) / -(2.0 * self.drift(self.time(s)))
 
     @property
     def base_scale(self) -> float:
@@ -219,17 +253,18 @@ class Diffusion(eqx.Module):
 
     def _field(self, condition: Array | None) -> Callable[[Scalar, Array], Array]:
         """Velocity in s."""
-        power = self.schedule.power
-        return lambda s, x: power * s ** (power - 1) * self.flow(s**power, x, condition)
+        return lambda s, x: self.schedule.pace(s) * self.flow(self.schedule.time(s), x, condition)
 
     def transport(self, u: Float[Array, " dim"], condition: Array | None = None) -> Array:
         """Data x (dim,) of a standard normal base point u (dim,)."""
         start = u * self.schedule.base_scale
-        return adams_bashforth(self._field(condition), start, 1.0, self.schedule.s_min, self.n_steps)
+        first, last = self.schedule.s_max, self.schedule.s_min
+        return adams_bashforth(self._field(condition), start, first, last, self.n_steps)
 
     def inverse(self, x: Float[Array, " dim"], condition: Array | None = None, n_steps: int = 40) -> Array:
         """Base point u (dim,) of data x (dim,); exact in the limit of many steps."""
-        end = adams_bashforth(self._field(condition), x, self.schedule.s_min, 1.0, n_steps)
+        first, last = self.schedule.s_min, self.schedule.s_max
+        end = adams_bashforth(self._field(condition), x, first, last, n_steps)
         return end / self.schedule.base_scale
 
     def log_prob(self, x: Float[Array, " dim"], condition: Array | None = None, n_steps: int = 40) -> Scalar:
@@ -250,7 +285,7 @@ class Diffusion(eqx.Module):
             return jnp.append(field(s, at), jnp.trace(jacobian))
 
         start = jnp.append(x, jnp.zeros((), x.dtype))
-        end = adams_bashforth(augmented, start, self.schedule.s_min, 1.0, n_steps)
+        end = adams_bashforth(augmented, start, self.schedule.s_min, self.schedule.s_max, n_steps)
         u = end[:-1] / self.schedule.base_scale
         normal = -0.5 * jnp.sum(u * u) - u.shape[0] * (0.5 * log(2 * pi) + log(self.schedule.base_scale))
         return normal + end[-1]
@@ -289,27 +324,40 @@ def adams_bashforth(
 
 
 class DiffusionPrior(AbstractPrior):
-    """A population: phi = shift + mixing x, with x of a diffusion and u standard normal.
+    """A population: y = shift + mixing x, with x of a diffusion and u standard normal, and phi of y.
 
     Args:
         diffusion: over x.
-        shift: (param,) of phi.
+        shift: (param,) of y.
         mixing: (param, param); diagonal for models that standardise each parameter alone.
         space: the parameters.
+        margins: of phi, to normal scores y; phi = y without them.
     """
 
     diffusion: Diffusion
     shift: Float[Array, " param"]
     mixing: Float[Array, "param param"]
     space: ParameterSpace = eqx.field(static=True)
+    margins: Marginals | None = None
 
     def transport(self, u: Float[Array, " param"]) -> Float[Array, " param"]:
         """Latent phi of a base point."""
-        return self.shift + self.mixing @ self.diffusion.transport(u)
+        return self.latent(self.diffusion.transport(u))
+
+    def latent(self, x: Float[Array, " param"]) -> Float[Array, " param"]:
+        """Latent phi of standardised x (param,)."""
+        y = self.shift + self.mixing @ x
+        return y if self.margins is None else self.margins.inverse(y)
+
+    def standardised(self, phi: Float[Array, " param"]) -> tuple[Float[Array, " param"], Scalar]:
+        """X (param,) of a latent phi, and the ln determinant of dx/dphi."""
+        y, log_slope = (phi, 0.0) if self.margins is None else self.margins.forward(phi)
+        x = jnp.linalg.solve(self.mixing, y - self.shift)
+        return x, log_slope - jnp.linalg.slogdet(self.mixing)[1]
 
     def inverse(self, phi: Float[Array, " param"], n_steps: int = 40) -> Float[Array, " param"]:
         """Base point of a latent phi."""
-        return self.diffusion.inverse(jnp.linalg.solve(self.mixing, phi - self.shift), n_steps=n_steps)
+        return self.diffusion.inverse(self.standardised(phi)[0], n_steps=n_steps)
 
     def base_log_prob(self, u: Float[Array, " param"]) -> Scalar:
         """Ln N(u; 0, I)."""
@@ -321,5 +369,5 @@ class DiffusionPrior(AbstractPrior):
 
     def log_prob(self, phi: Float[Array, " param"], n_steps: int = 40) -> Scalar:
         """Ln density of phi, by an exact trace: for audits, never in production."""
-        x = jnp.linalg.solve(self.mixing, phi - self.shift)
-        return self.diffusion.log_prob(x, n_steps=n_steps) - jnp.linalg.slogdet(self.mixing)[1]
+        x, log_slope = self.standardised(phi)
+        return self.diffusion.log_prob(x, n_steps=n_steps) + log_slope

@@ -5,7 +5,10 @@ import numpy as np
 
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedule, ScoreNetwork
+from popcosmos_hpc.model.marginals import Marginals
 from popcosmos_hpc.parameters import ParameterSpace
+
+_MARGINALS = ("scores", "knots", "slopes")
 
 
 def diffusion_to_bundle(
@@ -18,6 +21,7 @@ def diffusion_to_bundle(
     facts = {
         "schedule": {
             "kind": schedule.kind, "low": schedule.low, "high": schedule.high, "t_min": schedule.t_min,
+            "clock": schedule.clock,
         },
         "output": diffusion.output,
         "n_steps": diffusion.n_steps,
@@ -59,6 +63,8 @@ def prior_to_bundle(prior: DiffusionPrior) -> tuple[dict, dict[str, np.ndarray]]
     """Manifest entries and arrays of a population."""
     facts, arrays = diffusion_to_bundle(prior.diffusion)
     arrays |= {"prior.shift": np.asarray(prior.shift), "prior.mixing": np.asarray(prior.mixing)}
+    if prior.margins is not None:
+        arrays |= marginals_to_arrays(prior.margins)
     return {"kind": "population", "space": prior.space.to_list(), "diffusion": facts}, arrays
 
 
@@ -74,4 +80,38 @@ def prior_from_bundle(manifest: dict, arrays: dict[str, np.ndarray], where: str)
         raise BundleError(f"the arrays {', '.join(missing)}", "none", where, "Write the bundle anew.")
     shift, mixing = (jnp.asarray(arrays[f"prior.{name}"], jnp.float32) for name in ("shift", "mixing"))
     space = ParameterSpace.from_list(manifest["space"])
-    return DiffusionPrior(diffusion=diffusion, shift=shift, mixing=mixing, space=space)
+    margins = marginals_from_arrays(arrays, space.size, where) if has_marginals(arrays) else None
+    return DiffusionPrior(diffusion=diffusion, shift=shift, mixing=mixing, space=space, margins=margins)
+
+
+def has_marginals(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether any array of `marginals_to_arrays` is there."""
+    return any(f"marginals.{name}" in arrays for name in _MARGINALS)
+
+
+def marginals_to_arrays(marginals: Marginals) -> dict[str, np.ndarray]:
+    """Arrays from which `marginals_from_arrays` restores marginals."""
+    return {f"marginals.{name}": np.asarray(getattr(marginals, name)) for name in _MARGINALS}
+
+
+def marginals_from_arrays(arrays: dict[str, np.ndarray], size: int, where: str) -> Marginals:
+    """Inverse of `marginals_to_arrays`, for `size` parameters.
+
+    Raises:
+        BundleError: an array is missing or of another shape, or the maps are not monotone.
+    """
+    found = {name: arrays.get(f"marginals.{name}", np.empty(0)) for name in _MARGINALS}
+    count = found["scores"].size
+    for name, array in found.items():
+        shape = (count,) if name == "scores" else (size, count)
+        if array.shape != shape or count < 2:
+            got = f"shape {array.shape}" if array.size else "none"
+            raise BundleError(
+                f"an array marginals.{name} of shape {shape}", got, where, "Write the bundle anew."
+            )
+    rising = all(np.all(np.diff(found[name], axis=-1) > 0) for name in ("knots", "scores"))
+    if not rising or not np.all(found["slopes"] > 0):
+        raise BundleError(
+            "marginals of rising knots and positive slopes", "others", where, "Write the bundle anew."
+        )
+    return Marginals(**{name: jnp.asarray(value, jnp.float32) for name, value in found.items()})

@@ -1,7 +1,8 @@
 """Each dimension to a standard normal one: monotone rational-quadratic splines with straight ends.
 
 A normalising flow has the tails of its base, and populations have longer ones (star formation histories:
-15 standard deviations). Taken to normal scores one by one first, they fit.
+15 standard deviations); a diffusion needs more steps for them. Taken to normal scores one by one first, they
+fit.
 """
 
 import equinox as eqx
@@ -12,7 +13,8 @@ from jax import Array
 from jaxtyping import Float, Scalar
 from scipy.stats import norm
 
-_SCORES = np.linspace(-3.5, 3.5, 15)
+_FARTHEST, _N_KNOTS = 3.5, 15
+_BEYOND = 20  # draws that must lie beyond the outermost knots
 
 
 class Marginals(eqx.Module):
@@ -42,22 +44,25 @@ def fit_marginals(x: np.ndarray) -> Marginals:
     """Maps that take the quantiles of draws to those of the normal distribution.
 
     Args:
-        x: (draw, param); tens of thousands, as the outermost knots are at 3.5 standard deviations.
+        x: (draw, param); the outermost knots are at 3.5 standard deviations, or nearer, so that twenty of
+            the draws lie beyond.
     """
-    knots = np.quantile(x.astype(np.float64), norm.cdf(_SCORES), axis=0).T
+    reach = min(_FARTHEST, float(norm.isf(min(_BEYOND / len(x), 0.25))))
+    scores = np.linspace(-reach, reach, _N_KNOTS)
+    knots = np.quantile(x.astype(np.float64), norm.cdf(scores), axis=0).T
     # Equal draws would make knots coincide.
-    least = 1e-4 * x.std(axis=0)[:, None] * np.arange(len(_SCORES))
+    least = 1e-4 * x.std(axis=0)[:, None] * np.arange(_N_KNOTS)
     knots = np.maximum.accumulate(knots, axis=1) + least
-    secants = np.diff(_SCORES) / np.diff(knots, axis=1)
+    secants = np.diff(scores) / np.diff(knots, axis=1)
     inner = 2.0 / (1.0 / secants[:, :-1] + 1.0 / secants[:, 1:])  # harmonic means keep the map monotone
     slopes = np.concatenate([secants[:, :1], inner, secants[:, -1:]], axis=1)
-    return Marginals(*(jnp.asarray(part, jnp.float32) for part in (knots, _SCORES, slopes)))
+    return Marginals(*(jnp.asarray(part, jnp.float32) for part in (knots, scores, slopes)))
 
 
 def _forward(x, knots, scores, slopes):
     """Score of a number, and ln of the slope there."""
     inside = jnp.clip(x, knots[0], knots[-1])
-    low = jnp.clip(jnp.searchsorted(knots, inside, side="right") - 1, 0, knots.shape[0] - 2)
+    low = _interval(knots, inside)
     width, height = knots[low + 1] - knots[low], scores[low + 1] - scores[low]
     part, secant, first, last = (inside - knots[low]) / width, height / width, slopes[low], slopes[low + 1]
     mixed = part * (1.0 - part)
@@ -71,7 +76,7 @@ def _forward(x, knots, scores, slopes):
 def _inverse(y, knots, scores, slopes):
     """Number of a score: the root of a quadratic, in the form that does not cancel."""
     inside = jnp.clip(y, scores[0], scores[-1])
-    low = jnp.clip(jnp.searchsorted(scores, inside, side="right") - 1, 0, scores.shape[0] - 2)
+    low = _interval(scores, inside)
     width, height = knots[low + 1] - knots[low], scores[low + 1] - scores[low]
     secant, first, last = height / width, slopes[low], slopes[low + 1]
     rise = inside - scores[low]
@@ -80,3 +85,10 @@ def _inverse(y, knots, scores, slopes):
     part = 2.0 * c / (-b - jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0)))
     edge = jnp.where(y < inside, slopes[0], slopes[-1])
     return knots[low] + width * part + (y - inside) / edge
+
+
+def _interval(edges, at):
+    """Index of the interval between edges that holds a number."""
+    # Comparing with all of so few edges vectorises, unlike a search.
+    index = jnp.searchsorted(edges, at, side="right", method="compare_all")
+    return jnp.clip(index - 1, 0, edges.shape[0] - 2)

@@ -1,13 +1,14 @@
 r"""Score matching: parameter draws to a diffusion prior.
 
 The network learns the velocity of the diffusion from noised draws (Vincent 2011; Song et al. 2021,
-arXiv:2011.13456; Salimans & Ho 2022, arXiv:2202.00512),
+arXiv:2011.13456; Salimans & Ho 2022, arXiv:2202.00512), with times t uniform on the schedule's clock s,
 
-.. math:: \min E\,| v(x_t, t) - (\alpha\epsilon - \sigma x_0) |^2 , \qquad \sqrt{t} \sim U(\sqrt{t_{min}}, 1).
+.. math:: \min E\,| v(x_t, t) - (\alpha\epsilon - \sigma x_0) |^2 , \qquad s \sim U(s_{min}, s_{max}) .
 
-Draws are whitened first, so that the network starts from the normal distribution of the same covariance
-and learns only what departs from it; and its weights are averaged. Uniform times, unwhitened draws and
-last weights gave populations several times too wide.
+Each parameter's draws are taken to normal scores first, and these are whitened, so that the network starts
+from the population of the same margins and rank correlations and learns only what departs from it; and its
+weights are averaged. Uniform times, unwhitened draws and last weights gave populations several times too
+wide.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import json
 import logging
 import platform
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,6 +32,7 @@ from popcosmos_hpc.errors import ConfigurationError, TrainingError
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedule, initial_score_network
 from popcosmos_hpc.model.diffusion_bundle import prior_to_bundle
+from popcosmos_hpc.model.marginals import Marginals, fit_marginals
 from popcosmos_hpc.model.transforms import to_latent
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.training.fit import Schedule, train
@@ -55,6 +57,8 @@ class PriorRecipe(BaseModel):
         learning_rate: peak of the cosine.
         average: decay per step of the averaged weights.
         n_steps: solver steps of the prior's transport.
+        margins: whether the network learns normal scores of each parameter, rather than phi itself.
+        clock: of the solver and of the training's times; see `NoiseSchedule`.
         seed: of weights, noise and the held-out draws.
         citations: works that the draws are based on.
     """
@@ -70,6 +74,8 @@ class PriorRecipe(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     average: float = Field(0.999, ge=0, lt=1)
     n_steps: int = Field(12, ge=3)
+    margins: bool = True
+    clock: Literal["time", "angle"] = "angle"
     seed: int = 1
     citations: tuple[str, ...] = ()
 
@@ -111,9 +117,11 @@ def train_prior(
             is not finite.
     """
     phi = _latent(theta, space)
-    whitening = whiten(phi)
-    x = np.linalg.solve(whitening.mixing, (phi - whitening.shift).T).T.astype(np.float32)
-    schedule = NoiseSchedule("vp")
+    margins = fit_marginals(phi) if recipe.margins else None
+    y = phi if margins is None else _scores(margins, phi)
+    whitening = whiten(y)
+    x = np.linalg.solve(whitening.mixing, (y - whitening.shift).T).T.astype(np.float32)
+    schedule = NoiseSchedule("vp", clock=recipe.clock)
     network = initial_score_network(
         jax.random.PRNGKey(recipe.seed), space.size, width=recipe.width, depth=recipe.depth
     )
@@ -125,7 +133,7 @@ def train_prior(
         diffusion, velocity_loss, noised_draws(x, schedule, recipe.seed), pace, checkpoint, recipe.name
     )
     shift, mixing = (jnp.asarray(part, jnp.float32) for part in whitening)
-    return DiffusionPrior(diffusion=trained, shift=shift, mixing=mixing, space=space)
+    return DiffusionPrior(diffusion=trained, shift=shift, mixing=mixing, space=space, margins=margins)
 
 
 def velocity_loss(diffusion: Diffusion, inputs: Array, target: Array) -> Array:
@@ -151,8 +159,9 @@ def noised_draws(x: np.ndarray, schedule: NoiseSchedule, seed: int, condition: n
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([seed, index])
         rows = rng.integers(0, len(x), min(len(x), _EXAMPLES))
-        clock = schedule.s_min + (1 - schedule.s_min) * rng.random(len(rows), dtype=np.float32)
-        time = (clock**schedule.power).astype(np.float32)
+        first, last = schedule.s_min, schedule.s_max
+        clock = first + (last - first) * rng.random(len(rows), dtype=np.float32)
+        time = np.asarray(schedule.time(jnp.asarray(clock, jnp.float32)))
         alpha, sigma = (np.asarray(part)[:, None] for part in jax.vmap(schedule.scales)(jnp.asarray(time)))
         noise = rng.standard_normal((len(rows), x.shape[1]), dtype=np.float32)
         parts = [time[:, None], alpha * x[rows] + sigma * noise]
@@ -164,8 +173,14 @@ def noised_draws(x: np.ndarray, schedule: NoiseSchedule, seed: int, condition: n
 
 def whiten(phi: np.ndarray) -> Whitening:
     """Mean and Cholesky factor of the covariance of draws (draw, param)."""
-    covariance = np.cov(phi.astype(np.float64), rowvar=False)
+    covariance = np.atleast_2d(np.cov(phi.astype(np.float64), rowvar=False))
     return Whitening(phi.mean(axis=0), np.linalg.cholesky(covariance + 1e-10 * np.eye(len(covariance))))
+
+
+def _scores(margins: Marginals, phi: np.ndarray) -> np.ndarray:
+    """Normal scores (draw, param) of draws of phi."""
+    forward = jax.jit(jax.vmap(lambda row: margins.forward(row)[0]))
+    return np.asarray(forward(jnp.asarray(phi, jnp.float32)), np.float64)
 
 
 def _latent(theta: np.ndarray, space: ParameterSpace) -> np.ndarray:

@@ -40,3 +40,10 @@ def test_equal_draws_do_not_make_knots_coincide():
     x = np.concatenate([np.zeros((5000, 1)), np.random.default_rng(3).standard_normal((5000, 1))])
     marginals = fit_marginals(x)
     assert np.all(np.diff(marginals.knots) > 0) and np.all(np.isfinite(marginals.slopes))
+
+
+def test_few_draws_set_no_knots_beyond_themselves():
+    x = np.random.default_rng(4).standard_normal((400, 1))
+    marginals = fit_marginals(x)
+    outside = np.sum((x < marginals.knots[0, 0]) | (x > marginals.knots[0, -1]))
+    assert 20 <= outside <= 80 and np.all(np.asarray(marginals.slopes) < 5)
