@@ -180,9 +180,9 @@ def train_population(
 @click.argument("teacher")
 @click.option(
     "--kind",
-    type=click.Choice(["flow", "map"]),
+    type=click.Choice(["flow", "map", "amplitude"]),
     required=True,
-    help="A flow, which has a density, or a one-step map of base draws.",
+    help="A flow, which has a density; a one-step map of base draws; or the density of N given the rest.",
 )
 @click.option("--out", type=_PATH, required=True, help="Bundle folder to make.")
 @click.option("--config", type=_PATH, help="Training configuration; default: the recipe's own defaults.")
@@ -199,7 +199,8 @@ def train_student(
     \b
       popcosmos-hpc train student my_population --kind flow --out my_flow
     """
-    from popcosmos_hpc.training.prior_student import RECIPES, load_student_recipe, train_student_bundle
+    from popcosmos_hpc.training.prior_student import train_student_bundle
+    from popcosmos_hpc.training.student_recipe import RECIPES, load_student_recipe
 
     states = checkpoint_dir or out.with_name(f"{out.name}.checkpoints")
     recipe = (

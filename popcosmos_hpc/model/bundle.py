@@ -34,6 +34,7 @@ _REQUIRED = {
     "uncertainty": (*_COMMON, "bands"),
     "flow": (*_COMMON, "space", "teacher_sha256", "accuracy"),
     "map": (*_COMMON, "space", "teacher_sha256", "accuracy"),
+    "amplitude": (*_COMMON, "space", "parameter", "teacher_sha256", "accuracy"),
 }
 BUILT_IN_PRIORS = ("analytic", "gaussian")
 _TRAINED = {"speculator": SpeculatorEmulator, "photulator": PhotulatorEmulator}
@@ -57,7 +58,7 @@ class Bundle:
 
     @property
     def kind(self) -> str:
-        """What it models: `photometry`, `population`, `uncertainty`, or a student (`flow`, `map`)."""
+        """`photometry`, `population`, `uncertainty`, or a student: `flow`, `map` or `amplitude`."""
         return self.manifest.get("kind", "photometry")
 
     @property

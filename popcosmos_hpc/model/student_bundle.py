@@ -12,20 +12,20 @@ from flowjax.bijections import Permute
 from flowjax.distributions import Transformed
 
 from popcosmos_hpc.errors import BundleError
+from popcosmos_hpc.model.amplitude import AmplitudeConditional, MixtureNetwork, initial_mixture_network
 from popcosmos_hpc.model.bundle import Bundle, load_bundle
-from popcosmos_hpc.model.marginals import Marginals
+from popcosmos_hpc.model.diffusion_bundle import marginals_from_arrays, marginals_to_arrays
+from popcosmos_hpc.model.student_uses import Measure
 from popcosmos_hpc.model.students import (
     FlowShape,
     FlowStudent,
     MapStudent,
-    Measure,
     flow_networks,
     initial_flow,
     initial_network,
 )
 
 _CURE = "Write the bundle anew."
-_MARGINALS = ("scores", "knots", "slopes")
 
 
 def load_flow(name: str | Path, use: str, teacher: str | Path | None = None) -> FlowStudent:
@@ -33,7 +33,7 @@ def load_flow(name: str | Path, use: str, teacher: str | Path | None = None) -> 
 
     Args:
         name: a folder, or the name of a shipped bundle.
-        use: `density` or `proposal`; see `model.students.USES`.
+        use: `density` or `proposal`; see `model.student_uses.USES`.
         teacher: population bundle whose student it must be; any if None.
 
     Raises:
@@ -53,7 +53,7 @@ def load_map(name: str | Path, use: str, teacher: str | Path | None = None) -> M
 
     Args:
         name: a folder, or the name of a shipped bundle.
-        use: `prior`, `pool` or `preconditioner`; see `model.students.USES`.
+        use: `prior`, `pool` or `preconditioner`; see `model.student_uses.USES`.
         teacher: population bundle whose student it must be; any if None.
 
     Raises:
@@ -67,13 +67,46 @@ def load_map(name: str | Path, use: str, teacher: str | Path | None = None) -> M
     return student
 
 
-def student_to_bundle(student: FlowStudent | MapStudent) -> tuple[dict, dict[str, np.ndarray]]:
+def load_amplitude(name: str | Path, use: str, teacher: str | Path | None = None) -> AmplitudeConditional:
+    """The conditional density of a bundle, if it is accurate enough for a use.
+
+    Args:
+        name: a folder, or the name of a shipped bundle.
+        use: `conditional` or `proposal`; see `model.student_uses.USES`.
+        teacher: population bundle whose student it must be; any if None.
+
+    Raises:
+        BundleError: as `load_flow`.
+        ConfigurationError: there is no such use.
+    """
+    bundle = load_bundle(name, "amplitude")
+    _check_teacher(bundle, teacher)
+    student = amplitude_from_bundle(bundle)
+    student.require(use)
+    return student
+
+
+def student_to_bundle(
+    student: FlowStudent | MapStudent | AmplitudeConditional,
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Manifest entries and arrays of a student."""
-    arrays = {f"student.{name}": np.asarray(getattr(student, name)) for name in ("shift", "mixing")}
-    if isinstance(student, FlowStudent):
-        facts: dict[str, Any] = {"flow": student.shape._asdict()}
+    linear = ("shift", "whitening" if isinstance(student, AmplitudeConditional) else "mixing")
+    arrays = {f"student.{name}": np.asarray(getattr(student, name)) for name in linear}
+    if isinstance(student, AmplitudeConditional):
+        network = student.network.network
+        facts: dict[str, Any] = {
+            "amplitude": {
+                "n_components": student.n_components, "width": network.width_size, "depth": network.depth,
+            },
+            "parameter": student.parameter,
+        }  # fmt: skip
+        arrays["student.slope"] = np.asarray(student.network.slope)
+        arrays["student.location"] = np.asarray([student.centre, student.width])
+        arrays |= marginals_to_arrays(student.margins)
+    elif isinstance(student, FlowStudent):
+        facts = {"flow": student.shape._asdict()}
         network = flow_networks(student.flow)
-        arrays |= {f"marginals.{name}": np.asarray(getattr(student.marginals, name)) for name in _MARGINALS}
+        arrays |= marginals_to_arrays(student.marginals)
         if (permute := _permute(student.flow)) is not None:
             arrays["flow.permutation"] = np.asarray(permute.permutation[0])
     else:
@@ -113,7 +146,7 @@ def flow_from_bundle(bundle: Bundle) -> FlowStudent:
         mixing=mixing,
         space=space,
         accuracy=accuracy_of(bundle),
-        marginals=_marginals(bundle),
+        marginals=marginals_from_arrays(bundle.arrays, space.size, where),
         flow=flow,
         shape=shape,
     )
@@ -127,6 +160,27 @@ def map_from_bundle(bundle: Bundle) -> MapStudent:
     shift, mixing = _whitening(bundle)
     return MapStudent(
         shift=shift, mixing=mixing, space=bundle.space, accuracy=accuracy_of(bundle), network=network
+    )
+
+
+def amplitude_from_bundle(bundle: Bundle) -> AmplitudeConditional:
+    """Inverse of `student_to_bundle` for a conditional density; errors as for `flow_from_bundle`."""
+    facts, n_others = _facts(bundle, ("n_components", "width", "depth")), bundle.space.size - 1
+    empty = initial_mixture_network(jax.random.PRNGKey(0), jnp.zeros(n_others), **facts)
+    slope = _array(bundle, "student.slope", empty.slope)
+    shift = _array(bundle, "student.shift", np.empty(n_others))
+    whitening = _array(bundle, "student.whitening", np.empty((n_others, n_others)))
+    centre, width = _array(bundle, "student.location", np.empty(2)).astype(np.float32)
+    return AmplitudeConditional(
+        network=MixtureNetwork(_with_arrays(empty.network, bundle), jnp.asarray(slope)),
+        margins=marginals_from_arrays(bundle.arrays, n_others, str(bundle.path)),
+        shift=jnp.asarray(shift, jnp.float32),
+        whitening=jnp.asarray(whitening, jnp.float32),
+        centre=jnp.asarray(centre),
+        width=jnp.asarray(width),
+        space=bundle.space,
+        parameter=bundle.manifest["parameter"],
+        accuracy=accuracy_of(bundle),
     )
 
 
@@ -203,13 +257,3 @@ def _whitening(bundle: Bundle) -> tuple[jax.Array, jax.Array]:
     shift = _array(bundle, "student.shift", np.empty(size))
     mixing = _array(bundle, "student.mixing", np.empty((size, size)))
     return jnp.asarray(shift, jnp.float32), jnp.asarray(mixing, jnp.float32)
-
-
-def _marginals(bundle: Bundle) -> Marginals:
-    count = bundle.arrays.get("marginals.scores", np.empty(0)).size
-    shapes = {name: (count,) if name == "scores" else (bundle.space.size, count) for name in _MARGINALS}
-    arrays = {name: _array(bundle, f"marginals.{name}", np.empty(shapes[name])) for name in _MARGINALS}
-    rising = all(np.all(np.diff(arrays[name], axis=-1) > 0) for name in ("knots", "scores"))
-    if count < 2 or not rising or not np.all(arrays["slopes"] > 0):
-        raise BundleError("marginals of rising knots and positive slopes", "others", str(bundle.path), _CURE)
-    return Marginals(**{name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()})

@@ -17,56 +17,11 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Scalar
 
-from popcosmos_hpc.errors import BundleError, ConfigurationError
+from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.model.marginals import Marginals
 from popcosmos_hpc.model.prior import AbstractPrior
+from popcosmos_hpc.model.student_uses import Measure, require_use, uses_of
 from popcosmos_hpc.parameters import ParameterSpace
-
-
-class Measure(NamedTuple):
-    """A measured number and its standard error."""
-
-    name: str
-    value: float
-    error: float
-
-
-class Limit(NamedTuple):
-    """What a use needs: a measure of at most (or at least) a bound."""
-
-    measure: str
-    bound: float
-    at_least: bool = False
-
-    def admits(self, value: float) -> bool:
-        """Whether a value is good enough; one that is not a number never is."""
-        return value >= self.bound if self.at_least else value <= self.bound
-
-    def __str__(self) -> str:
-        return f"{self.measure} {'>=' if self.at_least else '<='} {self.bound:g}"
-
-
-USES: dict[str, dict[str, tuple[Limit, ...]]] = {
-    "flow": {
-        # In place of the teacher's density, uncorrected.
-        "density": (
-            Limit("efficiency", 0.85, at_least=True),
-            Limit("kl_teacher_to_flow", 0.05),
-            Limit("kl_flow_to_teacher", 0.05),
-        ),
-        # Draws that are weighted by teacher / flow afterwards: a loss of efficiency costs time only.
-        "proposal": (Limit("efficiency", 0.5, at_least=True),),
-    },
-    "map": {
-        # In place of the teacher; its own 12 steps are 0.006 from the exact flow.
-        "prior": (Limit("rms", 0.01),),
-        # Draws of a pool. The teacher itself is 0.014 from the exact flow with 8 steps, 0.026 with 6.
-        "pool": (Limit("rms", 0.02),),
-        # Exact targets follow: an error costs acceptance only.
-        "preconditioner": (Limit("rms", 0.1),),
-    },
-}
-"""Uses of each kind of student, with what each use needs."""
 
 
 class Student(AbstractPrior):
@@ -99,40 +54,11 @@ class Student(AbstractPrior):
 
     def uses(self) -> tuple[str, ...]:
         """The uses for which the student is accurate enough."""
-        return tuple(use for use in USES[self.kind] if not self._shortcomings(use))
+        return uses_of(self.kind, self.accuracy)
 
     def require(self, use: str) -> None:
-        """Refuse a use for which the student is not accurate enough.
-
-        Raises:
-            ConfigurationError: there is no such use of this kind of student.
-            BundleError: the measured error is larger than the use allows, or was never measured.
-        """
-        if use not in USES[self.kind]:
-            raise ConfigurationError(
-                f"a use among {', '.join(USES[self.kind])}", repr(use), f"{self.kind} student"
-            )
-        if short := self._shortcomings(use):
-            cure = self.uses()
-            raise BundleError(
-                f"{', '.join(str(limit) for limit in USES[self.kind][use])} for the use {use}",
-                "; ".join(short),
-                f"{self.kind} student",
-                "Use the teacher, or train the student longer."
-                + (f" It may serve as {' or '.join(cure)}." if cure else ""),
-            )
-
-    def _shortcomings(self, use: str) -> list[str]:
-        """What was measured where it is not good enough."""
-        measured = {measure.name: measure for measure in self.accuracy}
-        short = []
-        for limit in USES[self.kind][use]:
-            found = measured.get(limit.measure)
-            if found is None:
-                short.append(f"no measured {limit.measure}")
-            elif not limit.admits(found.value):
-                short.append(f"a measured {found.name} of {found.value:.4g} +- {found.error:.2g}")
-        return short
+        """Refuse a use for which the student is not accurate enough; errors as for `require_use`."""
+        require_use(self.kind, self.accuracy, use)
 
 
 class FlowShape(NamedTuple):

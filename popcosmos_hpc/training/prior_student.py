@@ -1,8 +1,8 @@
-"""Students of a diffusion prior: draws of the teacher to a flow, or to a one-step map.
+"""Students of a diffusion prior: draws of the teacher to a flow, a one-step map, or a conditional density.
 
 The flow is trained by maximum likelihood on the normal scores of whitened draws, and the map by regression
 on the teacher's transport, point by point. Draws are fresh in each round: the teacher gives as many as are
-asked for, so that none is learned by heart.
+asked for, so that none is learned by heart. Conditional densities of one parameter have `training.amplitude`.
 """
 
 import dataclasses
@@ -12,125 +12,42 @@ import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from jax import Array
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import popcosmos_hpc
-from popcosmos_hpc.errors import ConfigurationError, TrainingError
+from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.model.amplitude import AmplitudeConditional
 from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion import DiffusionPrior
 from popcosmos_hpc.model.diffusion_bundle import prior_from_bundle
 from popcosmos_hpc.model.marginals import fit_marginals
 from popcosmos_hpc.model.student_bundle import student_to_bundle
-from popcosmos_hpc.model.students import (
-    FlowShape,
-    FlowStudent,
-    MapStudent,
-    Measure,
-    initial_flow,
-    initial_network,
-)
-from popcosmos_hpc.training.fit import Schedule, train
+from popcosmos_hpc.model.student_uses import Measure
+from popcosmos_hpc.model.students import FlowStudent, MapStudent, initial_flow, initial_network
+from popcosmos_hpc.training.amplitude import measure_amplitude, train_amplitude
+from popcosmos_hpc.training.fit import train
 from popcosmos_hpc.training.prior import Whitening, whiten
-from popcosmos_hpc.training.student_accuracy import draw_pairs, measure_flow, measure_map, white
+from popcosmos_hpc.training.student_accuracy import measure_flow, measure_map, white
+from popcosmos_hpc.training.student_draws import (
+    INITIAL,
+    ROUNDS,
+    TEST,
+    WHITENED_BY,
+    WHITENING,
+    stream_key,
+    teacher_draws,
+)
+from popcosmos_hpc.training.student_recipe import RECIPES, AnyRecipe, FlowRecipe, Kind, MapRecipe
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["flow", "map"]
-_INITIAL, _ROUNDS, _WHITENING, _TEST = range(4)  # independent streams of random numbers
-_WHITENED_BY = 100_000
-
-
-class StudentRecipe(BaseModel):
-    """How a student is trained, whatever its kind.
-
-    Attributes:
-        name: of the bundle.
-        description: for people.
-        width: units per hidden layer.
-        n_rounds: rounds of fresh draws.
-        n_draws: draws of the teacher per round.
-        batch_size: draws per gradient step.
-        learning_rate: peak of the cosine.
-        average: decay per step of the averaged weights.
-        n_test: draws by which the student is measured.
-        seed: of weights and draws.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    description: str = ""
-    width: int = Field(128, ge=1)
-    n_rounds: int = Field(60, ge=1)
-    n_draws: int = Field(100_000, ge=1000)
-    batch_size: int = Field(1024, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    average: float = Field(0.999, ge=0, lt=1)
-    n_test: int = Field(4096, ge=1000)
-    seed: int = 1
-
-    def pace(self) -> Schedule:
-        """For the training loop."""
-        size = min(self.batch_size, self.n_draws)
-        return Schedule(self.n_rounds, size, self.learning_rate, self.seed, self.average, clip=1.0)
-
-
-class FlowRecipe(StudentRecipe):
-    """How a flow is trained.
-
-    Attributes:
-        n_layers: coupling layers.
-        depth: hidden layers of each one's network.
-        n_knots: inner knots of each spline.
-        interval: where the splines act, in standard deviations.
-    """
-
-    n_layers: int = Field(8, ge=1)
-    depth: int = Field(2, ge=1)
-    n_knots: int = Field(8, ge=1)
-    interval: float = Field(6.0, gt=0)
-
-    def shape(self) -> FlowShape:
-        """Of the flow."""
-        return FlowShape(self.n_layers, self.width, self.depth, self.n_knots, self.interval)
-
-
-class MapRecipe(StudentRecipe):
-    """How a one-step map is trained.
-
-    Attributes:
-        depth: hidden layers.
-    """
-
-    width: int = Field(256, ge=1)
-    depth: int = Field(4, ge=1)
-    n_test: int = Field(20_000, ge=1000)
-
-
-RECIPES: dict[str, type[FlowRecipe] | type[MapRecipe]] = {"flow": FlowRecipe, "map": MapRecipe}
-
-
-def load_student_recipe(path: Path | str, kind: Kind) -> FlowRecipe | MapRecipe:
-    """Read a recipe.
-
-    Raises:
-        ConfigurationError: the file is missing or says something unknown.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError("a training configuration", f"no file {path}", "train student")
-    try:
-        return RECIPES[kind](**yaml.safe_load(path.read_text()))
-    except (ValidationError, TypeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"a recipe of a {kind} student", str(error), str(path)) from error
+AnyStudent = FlowStudent | MapStudent | AmplitudeConditional
 
 
 def train_flow(teacher: DiffusionPrior, recipe: FlowRecipe, checkpoint: Path | None = None) -> FlowStudent:
@@ -148,17 +65,17 @@ def train_flow(teacher: DiffusionPrior, recipe: FlowRecipe, checkpoint: Path | N
         TrainingError: a draw of the teacher or the loss is not finite.
         ConfigurationError: the teacher has one parameter.
     """
-    phi = _draws(teacher, recipe, _WHITENING, 0, _WHITENED_BY)[1]
+    phi = teacher_draws(teacher, recipe, WHITENING, 0, WHITENED_BY)[1]
     whitening = whiten(phi)
     marginals = fit_marginals(white(phi, whitening))
     scores = eqx.filter_jit(lambda rows: jax.vmap(marginals.forward)(rows)[0])
 
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = _draws(teacher, recipe, _ROUNDS, index, recipe.n_draws)[1]
+        drawn = teacher_draws(teacher, recipe, ROUNDS, index, recipe.n_draws)[1]
         y = np.asarray(scores(white(drawn, whitening)))
         return y, y[:, :0]
 
-    flow = initial_flow(_key(recipe, _INITIAL), teacher.space.size, recipe.shape())
+    flow = initial_flow(stream_key(recipe, INITIAL), teacher.space.size, recipe.shape())
     flow = train(flow, negative_log_prob, examples, recipe.pace(), checkpoint, recipe.name)
     shift, mixing = _arrays(whitening)
     return FlowStudent(
@@ -183,14 +100,14 @@ def train_map(teacher: DiffusionPrior, recipe: MapRecipe, checkpoint: Path | Non
     The linear part is solved for, so that the network learns only what departs from it. Arguments and
     errors as for `train_flow`.
     """
-    u, phi = _draws(teacher, recipe, _WHITENING, 0, _WHITENED_BY)
+    u, phi = teacher_draws(teacher, recipe, WHITENING, 0, WHITENED_BY)
     linear = best_linear_map(u, phi)
 
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
-        base, target = _draws(teacher, recipe, _ROUNDS, index, recipe.n_draws)
+        base, target = teacher_draws(teacher, recipe, ROUNDS, index, recipe.n_draws)
         return base, white(target, linear) - base
 
-    network = initial_network(_key(recipe, _INITIAL), teacher.space.size, recipe.width, recipe.depth)
+    network = initial_network(stream_key(recipe, INITIAL), teacher.space.size, recipe.width, recipe.depth)
     network = train(network, squared_error, examples, recipe.pace(), checkpoint, recipe.name)
     shift, mixing = _arrays(linear)
     return MapStudent(shift=shift, mixing=mixing, space=teacher.space, accuracy=(), network=network)
@@ -211,10 +128,10 @@ def best_linear_map(u: np.ndarray, phi: np.ndarray) -> Whitening:
 def train_student_bundle(
     teacher: str | Path,
     kind: Kind,
-    recipe: FlowRecipe | MapRecipe,
+    recipe: AnyRecipe,
     out: Path,
     checkpoint_dir: Path | None = None,
-) -> tuple[Path, FlowStudent | MapStudent]:
+) -> tuple[Path, AnyStudent]:
     """Train a student, measure it against its teacher, and write its bundle.
 
     Args:
@@ -258,16 +175,17 @@ def train_student_bundle(
     return out, student
 
 
-def _trained(
-    teacher: DiffusionPrior, recipe: FlowRecipe | MapRecipe, checkpoint: Path | None
-) -> FlowStudent | MapStudent:
+def _trained(teacher: DiffusionPrior, recipe: AnyRecipe, checkpoint: Path | None) -> AnyStudent:
     """Trained and measured."""
-    key = _key(recipe, _TEST)
+    key = stream_key(recipe, TEST)
     if isinstance(recipe, FlowRecipe):
         flow = train_flow(teacher, recipe, checkpoint)
         return _with_accuracy(flow, measure_flow(flow, teacher, recipe.n_test, key))
-    one_step = train_map(teacher, recipe, checkpoint)
-    return _with_accuracy(one_step, measure_map(one_step, teacher, recipe.n_test, key))
+    if isinstance(recipe, MapRecipe):
+        one_step = train_map(teacher, recipe, checkpoint)
+        return _with_accuracy(one_step, measure_map(one_step, teacher, recipe.n_test, key))
+    conditional = train_amplitude(teacher, recipe, checkpoint)
+    return _with_accuracy(conditional, measure_amplitude(conditional, teacher, recipe, key))
 
 
 def _with_accuracy(student: Any, measures: tuple[Measure, ...]) -> Any:
@@ -275,23 +193,6 @@ def _with_accuracy(student: Any, measures: tuple[Measure, ...]) -> Any:
         logger.info("%s %.4f +- %.4f", name, value, error)
     rounded = tuple(Measure(m.name, float(f"{m.value:.5g}"), float(f"{m.error:.2g}")) for m in measures)
     return dataclasses.replace(student, accuracy=rounded)
-
-
-def _key(recipe: StudentRecipe, stream: int, index: int = 0) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.PRNGKey(recipe.seed), stream), index)
-
-
-def _draws(
-    teacher: DiffusionPrior, recipe: StudentRecipe, stream: int, index: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Base points and phi (count, param) of the teacher."""
-    u, phi = draw_pairs(teacher, count, _key(recipe, stream, index))
-    if not np.isfinite(phi).all():
-        raise TrainingError(
-            "finite draws of the teacher", f"{np.sum(~np.isfinite(phi).all(axis=1))} others",
-            recipe.name, "Look at the teacher's accuracy.",
-        )  # fmt: skip
-    return u, phi
 
 
 def _arrays(whitening: Whitening) -> tuple[Array, Array]:

@@ -20,7 +20,8 @@ from jax import Array
 from popcosmos_hpc.errors import TrainingError
 from popcosmos_hpc.model.diffusion import DiffusionPrior
 from popcosmos_hpc.model.prior import AbstractPrior
-from popcosmos_hpc.model.students import FlowStudent, MapStudent, Measure
+from popcosmos_hpc.model.student_uses import Measure
+from popcosmos_hpc.model.students import FlowStudent, MapStudent
 from popcosmos_hpc.training.prior import Whitening, whiten
 from popcosmos_hpc.training.two_sample import classifier_accuracy
 
@@ -111,14 +112,18 @@ def log_ratio(student: FlowStudent, teacher: DiffusionPrior, phi: np.ndarray) ->
     Raises:
         TrainingError: a density is not finite.
     """
-    exact = _chunked(_log_prob, teacher, phi, 1024).astype(np.float64)
-    ratio = exact - _chunked(_log_prob, student, phi)
+    ratio = log_density(teacher, phi) - _chunked(_log_prob, student, phi)
     if not np.isfinite(ratio).all():
         raise TrainingError(
             "finite densities of student and teacher", f"{np.sum(~np.isfinite(ratio))} others",
             "flow student", "Lower the learning rate, or look at the teacher.",
         )  # fmt: skip
     return ratio
+
+
+def log_density(prior: AbstractPrior, phi: np.ndarray) -> np.ndarray:
+    """Ln density (draw,) of phi (draw, param)."""
+    return _chunked(_log_prob, prior, phi, 1024).astype(np.float64)
 
 
 def efficiency(log_weight: np.ndarray) -> Measure:

@@ -19,16 +19,10 @@ from popcosmos_hpc.model.bundle import load_bundle, save_bundle
 from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedule, initial_score_network
 from popcosmos_hpc.model.diffusion_bundle import prior_to_bundle
 from popcosmos_hpc.model.student_bundle import load_flow, load_map
-from popcosmos_hpc.model.students import FlowShape, FlowStudent, MapStudent, Measure, initial_flow
+from popcosmos_hpc.model.student_uses import Measure
+from popcosmos_hpc.model.students import FlowShape, FlowStudent, MapStudent, initial_flow
 from popcosmos_hpc.parameters import Parameter, ParameterSpace
-from popcosmos_hpc.training.prior_student import (
-    FlowRecipe,
-    MapRecipe,
-    load_student_recipe,
-    train_flow,
-    train_map,
-    train_student_bundle,
-)
+from popcosmos_hpc.training.prior_student import train_flow, train_map, train_student_bundle
 from popcosmos_hpc.training.student_accuracy import (
     draw_pairs,
     efficiency,
@@ -36,6 +30,7 @@ from popcosmos_hpc.training.student_accuracy import (
     log_ratio,
     measure_flow,
 )
+from popcosmos_hpc.training.student_recipe import FlowRecipe, MapRecipe, load_student_recipe
 from tests.model.test_diffusion import SIGMA, exact_log_prob, mixture
 
 PLANE = ParameterSpace(tuple(Parameter(name, "", "free", "identity") for name in "ab"))
@@ -384,7 +379,7 @@ def test_the_command_says_what_a_student_is_good_for(teacher, tmp_path):
     assert refused.exit_code == 2 and "recipe of a flow student" in refused.output
 
 
-@pytest.mark.parametrize("name", ["reference_flow", "reference_map"])
+@pytest.mark.parametrize("name", ["reference_flow", "reference_map", "reference_amplitude"])
 def test_shipped_recipes_are_recipes(repository, name):
     kind = name.split("_")[1]
     assert load_student_recipe(repository / "configs" / "training" / f"{name}.yaml", kind).name == name
