@@ -156,10 +156,18 @@ class SamplerConfig(BaseModel):
 
 
 class OutputConfig(Section):
-    """What is stored: draws per galaxy, and mantissa bits kept of them (23 keeps all)."""
+    """What is stored.
+
+    Attributes:
+        draws: per galaxy.
+        keep_bits: mantissa bits kept of parameters (23 keeps all).
+        by_reference: of draws that came from a pool as they are, keep rows of the pool and not parameters;
+            the pool is then needed to read them.
+    """
 
     draws: int = Field(default=200, ge=1)
     keep_bits: int = Field(default=10, ge=1, le=23)
+    by_reference: bool = False
 
 
 class ExecutorConfig(Section):

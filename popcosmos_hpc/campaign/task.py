@@ -12,7 +12,7 @@ import numpy as np
 from popcosmos_hpc.campaign.events import log_event
 from popcosmos_hpc.campaign.ledger import BlockRecord, Ledger, Shard, new_token
 from popcosmos_hpc.campaign.retry import classify
-from popcosmos_hpc.campaign.worker import Worker, build_worker
+from popcosmos_hpc.campaign.worker import Worker, build_worker, pool_facts
 from popcosmos_hpc.errors import Status
 from popcosmos_hpc.partition import Block
 
@@ -129,12 +129,18 @@ def infer_block(
         config.output.draws,
     )
     summary = summarise(worker.model, posterior)
+    theta = np.asarray(posterior.theta, np.float32)
+    if config.output.by_reference:
+        from popcosmos_hpc.inference.pool import PoolSampler
+
+        theta = np.where((posterior.sampler == PoolSampler.identifier)[:, None, None], np.nan, theta)
     certificate = np.stack([np.asarray(getattr(posterior, name), np.float32) for name in CERTIFICATE], axis=1)
     data = BlockPosterior(
         object_id=object_id,
-        theta=np.asarray(posterior.theta, np.float32),
+        theta=theta,
         log_prior=np.asarray(posterior.log_prior, np.float32),
         log_likelihood=np.asarray(posterior.log_likelihood, np.float32),
+        pool_row=np.asarray(posterior.pool_row, np.int32),
         summary=summary.values,
         redshift_quantiles=summary.redshift_quantiles,
         certificate=certificate,
@@ -156,6 +162,7 @@ def _write(run_dir: Path, block: Block, worker: Worker, data, scratch: Path) -> 
         "quantity_unit": list(worker.summary_units),
         "quantile": list(QUANTILES),
         "redshift_quantile": list(REDSHIFT_QUANTILES),
+        **pool_facts(config),
     }
     create_partition_store(
         run_dir,

@@ -204,6 +204,13 @@ def _open_pool(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> PoolSt
     return store
 
 
+def pool_facts(config: RunConfig) -> dict[str, Any]:
+    """What a store of posteriors says about the pool that its draws refer to."""
+    if not config.output.by_reference:
+        return {}
+    return {"pool": ladder_settings(config).pool, "pool_sha256": pool_hash(config)}
+
+
 def pool_hash(config: RunConfig) -> str | None:
     """sha256 of the pool of a run; None without a ladder."""
     if config.sampler.name != "ladder":

@@ -162,6 +162,7 @@ class AmplitudeSampler(PoolSampler):
             theta,
             jax.vmap(lambda theta: _base_density(model, theta))(theta),
             log_likelihood + redshift_term(model, self.pool, rows.redshift_code, photometry),
+            row,
             distinct(row),
             predictive_p(model.likelihood, shared.discrepancy, flux, rows.fractional_variance, photometry),
         )

@@ -151,6 +151,7 @@ def _empty(n_galaxies: int, draws: int, n_parameters: int, status: np.ndarray) -
         log_evidence_error=nan(),
         max_weight=nan(),
         n_distinct=np.zeros(n_galaxies, np.int32),
+        pool_row=np.full((n_galaxies, draws), -1, np.int32),
         acceptance=nan(),
         n_evaluations=np.zeros(n_galaxies, np.int32),
         status=status.copy(),

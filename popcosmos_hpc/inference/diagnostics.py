@@ -115,6 +115,7 @@ def certify(
         ppp=blank(ppp),
         max_weight=jnp.full((), jnp.nan),
         n_distinct=distinct(log_likelihood).astype(jnp.int32),
+        pool_row=jnp.full(draws, -1, jnp.int32),
         status=status.astype(jnp.int32),
         **fields,
     )

@@ -317,6 +317,7 @@ def draws_of_rows(
         theta_of_rows(pool, row),
         jax.vmap(model.log_prior)(u),
         log_likelihood,
+        row,
         distinct(row),
         predictive_p(model.likelihood, tables.discrepancy, rows.flux, rows.fractional_variance, photometry),
     )

@@ -35,6 +35,7 @@ class Posterior(NamedTuple):
         log_evidence_error: its Monte Carlo error, from independent parts; NaN if the sampler has none.
         max_weight: largest normalised importance weight; NaN where there are none.
         n_distinct: how many of the draws differ.
+        pool_row: (draw,) row of the pool that a draw came from; -1 if from none.
         acceptance: mean acceptance of the last moves.
         n_evaluations: evaluations of the emulator spent on this galaxy.
         status: a `popcosmos_hpc.errors.Status`.
@@ -52,6 +53,7 @@ class Posterior(NamedTuple):
     log_evidence_error: Any
     max_weight: Any
     n_distinct: Any
+    pool_row: Any
     acceptance: Any
     n_evaluations: Any
     status: Any

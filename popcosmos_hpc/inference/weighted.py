@@ -145,6 +145,7 @@ class Drawn(NamedTuple):
         theta: (draw, param).
         log_prior: (draw,) ln base density.
         log_likelihood: (draw,).
+        row: (draw,) int32 rows of the pool.
         n_distinct: () how many of them differ.
         ppp: () posterior-predictive p of the observed bands.
     """
@@ -152,6 +153,7 @@ class Drawn(NamedTuple):
     theta: Any
     log_prior: Any
     log_likelihood: Any
+    row: Any
     n_distinct: Any
     ppp: Any
 
@@ -190,6 +192,7 @@ def certificate(quality: Quality, drawn: Drawn, thresholds: Thresholds, sampler:
         log_evidence_error=blank(quality.log_evidence_error),
         max_weight=blank(quality.max_weight),
         n_distinct=drawn.n_distinct.astype(jnp.int32),
+        pool_row=drawn.row,
         acceptance=jnp.full((), jnp.nan),
         n_evaluations=jnp.zeros((), jnp.int32),
         status=status.astype(jnp.int32),

@@ -64,6 +64,18 @@ class PoolStore:
         """A whole column in memory: `rows` (draw, band + 2), `theta` (draw, param) or `draw` (draw,)."""
         return np.concatenate(list(self.shards(name)))
 
+    def parameters(self, row: np.ndarray) -> np.ndarray:
+        """Parameters (*row, param) float32 of rows of the pool, read from disk."""
+        flat = np.ravel(row)
+        codes = np.empty((flat.size, len(self.manifest["param"])), np.uint16)
+        first = 0
+        for shard in self.shards("theta"):
+            inside = (flat >= first) & (flat < first + len(shard))
+            codes[inside] = shard[flat[inside] - first]
+            first += len(shard)
+        low, high = (np.array(self.manifest[f"theta_{end}"]) for end in ("low", "high"))
+        return decode(codes, low, high).reshape(*np.shape(row), -1)
+
     def shards(self, name: str) -> Iterator[np.ndarray]:
         """The shards of a column, memory-mapped."""
         for index in range(len(self.manifest["shards"])):

@@ -26,6 +26,7 @@ from popcosmos_hpc.errors import ConfigurationError, LedgerError, SchemaError
 from popcosmos_hpc.parameters import ParameterSpace
 from popcosmos_hpc.partition import Block, Partition
 from popcosmos_hpc.survey.files import sync, sync_tree
+from popcosmos_hpc.survey.pool_store import open_pool
 from popcosmos_hpc.survey.rounding import round_absolute, round_mantissa, round_theta
 
 SCHEMA_VERSION = 1
@@ -47,12 +48,14 @@ SUMMARY_BITS = 12
 REDSHIFT_QUANTILE_BITS = 14
 LOG_DENSITY_STEP = 2.0**-6
 _INNER_ROWS = 1024
-_INFORMATION = {"run"}  # attributes that decide nothing
+_INFORMATION = {"run", "pool"}  # attributes that decide nothing
+_INTEGERS = {"object_id": "int64", "pool_row": "int32"}
 _DIMENSIONS = {
     "object_id": ("galaxy",),
     "theta": ("galaxy", "draw", "param"),
     "log_prior": ("galaxy", "draw"),
     "log_likelihood": ("galaxy", "draw"),
+    "pool_row": ("galaxy", "draw"),
     "summary": ("galaxy", "quantity", "quantile"),
     "redshift_quantiles": ("galaxy", "redshift_quantile"),
     "certificate": ("galaxy", "certificate"),
@@ -69,6 +72,7 @@ class BlockPosterior(NamedTuple):
         theta: [n, draw, param] physical parameters.
         log_prior: [n, draw].
         log_likelihood: [n, draw].
+        pool_row: [n, draw] rows of the pool, -1 for draws from none.
         summary: [n, quantity, 5] quantiles 2.5, 16, 50, 84, 97.5 %.
         redshift_quantiles: [n, 21].
         certificate: [n, len(CERTIFICATE)].
@@ -78,6 +82,7 @@ class BlockPosterior(NamedTuple):
     theta: Any
     log_prior: Any
     log_likelihood: Any
+    pool_row: Any
     summary: Any
     redshift_quantiles: Any
     certificate: Any
@@ -177,6 +182,7 @@ def _shapes(draws: int, params: int, quantities: int, levels: int) -> dict[str, 
         "theta": (draws, params),
         "log_prior": (draws,),
         "log_likelihood": (draws,),
+        "pool_row": (draws,),
         "summary": (quantities, 5),
         "redshift_quantiles": (levels,),
         "certificate": (len(CERTIFICATE),),
@@ -199,19 +205,19 @@ def _create_arrays(
         chunks = (inner, *shape)
         if name == "theta":
             chunks = (inner, shape[0], 1)
-        integer = name == "object_id"
+        dtype = _INTEGERS.get(name, "float32")
         # Opened again, an array forgets this setting, so these very objects are written to.
         arrays[name] = group.create_array(
             name,
             shape=(n, *shape),
-            dtype="int64" if integer else "float32",
-            fill_value=-1 if integer else np.nan,
+            dtype=dtype,
+            fill_value=-1 if name in _INTEGERS else np.nan,
             chunks=chunks,
             shards=(block_size, *shape),
             dimension_names=_DIMENSIONS[name],
             config={"write_empty_chunks": True},
             compressors=BloscCodec(
-                typesize=8 if integer else 4, cname="zstd", clevel=5, shuffle="bitshuffle"
+                typesize=np.dtype(dtype).itemsize, cname="zstd", clevel=5, shuffle="bitshuffle"
             ),
         )
     return arrays
@@ -270,6 +276,7 @@ def _rounded(data: BlockPosterior, keep_bits: int, space: ParameterSpace | None)
         "theta": round_theta(data.theta, keep_bits, space),
         "log_prior": round_absolute(data.log_prior, LOG_DENSITY_STEP),
         "log_likelihood": round_absolute(data.log_likelihood, LOG_DENSITY_STEP),
+        "pool_row": np.asarray(data.pool_row, np.int32),
         "summary": round_mantissa(data.summary, SUMMARY_BITS),
         "redshift_quantiles": round_mantissa(data.redshift_quantiles, REDSHIFT_QUANTILE_BITS),
         "certificate": round_mantissa(data.certificate, 23),
@@ -307,22 +314,46 @@ def read_posterior(
 
     Raises:
         SchemaError: no such array or parameter.
+        BundleError: draws refer to a pool that is not there.
+        LedgerError: they refer to another pool than the one that is there.
     """
     group = open_partition(run_dir, partition)
     rows = slice(start, partition.n_galaxies if stop is None else stop)
-    names = list(_DIMENSIONS) if columns is None else list(columns)
+    stored = [name for name in _DIMENSIONS if name in group]
+    names = stored if columns is None else list(columns)
     return {name: _read_array(group, name, rows, partition) for name in names}
 
 
 def _read_array(group: zarr.Group, name: str, rows: slice, partition: Partition) -> np.ndarray:
-    if name in _DIMENSIONS:
+    if name == "theta":
+        return _restore(group, np.asarray(group[name][rows]), rows, slice(None))
+    if name in group:
         return np.asarray(group[name][rows])
     params = list(group.attrs["param"])
     parameter = name.removeprefix("theta.")
     if not name.startswith("theta.") or parameter not in params:
         legal = [*_DIMENSIONS, *(f"theta.{param}" for param in params)]
         raise SchemaError(f"one of {', '.join(legal)}", repr(name), partition.key)
-    return np.asarray(group["theta"][rows, :, params.index(parameter)])
+    index = params.index(parameter)
+    stored = np.asarray(group["theta"][rows, :, index])
+    return _restore(group, stored[..., None], rows, slice(index, index + 1))[..., 0]
+
+
+def _restore(group: zarr.Group, theta: np.ndarray, rows: slice, params: slice) -> np.ndarray:
+    """Fill in parameters that are kept as rows of a pool; theta is [galaxy, draw, some of param]."""
+    if "pool_sha256" not in group.attrs:
+        return theta
+    row = np.asarray(group["pool_row"][rows])
+    referred = np.isnan(theta).all((1, 2)) & (row >= 0).all(1)
+    if referred.any():
+        pool = open_pool(str(group.attrs["pool"]))
+        if pool.sha256 != group.attrs["pool_sha256"]:
+            raise LedgerError(
+                f"a pool of sha256 {group.attrs['pool_sha256']}", pool.sha256, str(pool.path),
+                "Restore the pool that the draws refer to.",
+            )  # fmt: skip
+        theta[referred] = pool.parameters(row[referred])[..., params]
+    return theta
 
 
 def store_paths(run_dir: str | Path) -> Iterator[Path]:

@@ -42,6 +42,7 @@ def commit(run: Path, block: Block) -> None:
         theta=np.broadcast_to(redshift[:, None, None], (n, DRAWS, 1)),
         log_prior=np.zeros((n, DRAWS)),
         log_likelihood=np.zeros((n, DRAWS)),
+        pool_row=np.full((n, DRAWS), -1),
         summary=redshift[:, None, None] + np.arange(2)[:, None] * 10 + np.zeros(5),
         redshift_quantiles=np.repeat(redshift[:, None], 21, axis=1),
         certificate=certificate,

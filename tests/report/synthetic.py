@@ -130,6 +130,7 @@ def _write_block(run: Path, block, names: tuple[str, ...], number: int) -> None:
     data = BlockPosterior(
         object_id=np.arange(block.start, block.stop) + 10_000_000_000_000_000 * (seed + 1),
         theta=theta, log_prior=np.zeros((n, DRAWS)), log_likelihood=np.zeros((n, DRAWS)),
+        pool_row=np.full((n, DRAWS), -1),
         summary=np.moveaxis(np.percentile(quantities, QUANTILES, axis=1), 0, -1),
         redshift_quantiles=np.percentile(theta[..., -1], REDSHIFT_QUANTILES, axis=1).T,
         certificate=np.stack([values[name] for name in CERTIFICATE], axis=1),

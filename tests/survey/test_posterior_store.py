@@ -39,7 +39,8 @@ def posterior() -> BlockPosterior:
     certificate[:, CERTIFICATE.index("n_evaluations")] = 2**24 - 1
     return BlockPosterior(
         np.arange(n) + 2**60 + 1, theta.astype(np.float32), rng.normal(-20, 3, (n, DRAWS)),
-        np.where(rng.random((n, DRAWS)) < 0.1, -np.inf, -5.0), rng.random((n, QUANTITIES, 5)),
+        np.where(rng.random((n, DRAWS)) < 0.1, -np.inf, -5.0), rng.integers(-1, 2**31, (n, DRAWS)),
+        rng.random((n, QUANTITIES, 5)),
         rng.random((n, 21)), certificate,
     )  # fmt: skip
 
@@ -135,7 +136,8 @@ def test_constant_blocks_are_written_nevertheless(tmp_path):
     n = PARTITION.n_galaxies
     nothing = BlockPosterior(
         np.arange(n), np.full((n, DRAWS, len(NAMES)), np.nan), np.full((n, DRAWS), np.nan),
-        np.full((n, DRAWS), np.nan), np.full((n, QUANTITIES, 5), np.nan), np.full((n, 21), np.nan),
+        np.full((n, DRAWS), np.nan), np.full((n, DRAWS), -1), np.full((n, QUANTITIES, 5), np.nan),
+        np.full((n, 21), np.nan),
         np.full((n, len(CERTIFICATE)), np.nan),
     )  # fmt: skip
     block = PARTITION.blocks(SIZE)[0]

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from popcosmos_hpc.campaign.export import export
 from popcosmos_hpc.campaign.pool import build_survey_pool
@@ -97,3 +98,44 @@ def test_wrong_settings_are_refused(changes, message):
     config["sampler"] = {**config["sampler"], **changes}
     with pytest.raises(ConfigurationError, match=f"(?i){message}"):
         ladder_settings(parse_config(config, "toy"))
+
+
+@pytest.fixture(scope="module")
+def by_reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    given = settings(toy_pool.store().path)
+    toy_run.planned_from(folder, {**given, "output": {"draws": 100, "by_reference": True}})
+    assert run_campaign(folder).exit_code == 0
+    return folder
+
+
+def test_draws_by_reference_are_read_as_if_they_were_stored(run_dir, by_reference):
+    for part in Plan.read(run_dir / "plan.parquet").partitions:
+        plain = read_posterior(run_dir, part)
+        referred = read_posterior(by_reference, part)
+        from_pool = plain["certificate"][:, CERTIFICATE.index("sampler")] == 3
+        assert from_pool.any()
+        # Stored parameters are rounded to ten bits; those of the pool are not.
+        np.testing.assert_allclose(
+            referred["theta"][from_pool], plain["theta"][from_pool], rtol=2e-3, atol=2e-3
+        )
+        np.testing.assert_array_equal(referred["theta"][~from_pool], plain["theta"][~from_pool])
+        for name in ("summary", "pool_row", "log_likelihood", "certificate"):
+            np.testing.assert_array_equal(referred[name], plain[name])
+        one = read_posterior(by_reference, part, ["theta.redshift"])["theta.redshift"]
+        np.testing.assert_array_equal(one, referred["theta"][..., -1])
+        stored = zarr.open_group(by_reference / "posterior" / f"{part.key}.zarr", mode="r")
+        assert np.all(np.isnan(np.asarray(stored["theta"][:])[from_pool]))
+
+
+def test_draws_by_reference_need_their_pool(by_reference, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(by_reference, copy)
+    part = Plan.read(copy / "plan.parquet").partitions[0]
+    store = zarr.open_group(copy / "posterior" / f"{part.key}.zarr", mode="r+")
+    store.attrs["pool_sha256"] = "0" * 64
+    with pytest.raises(LedgerError, match="pool of sha256"):
+        read_posterior(copy, part)
+    store.attrs["pool"] = str(tmp_path / "gone")
+    with pytest.raises(BundleError, match="pool"):
+        read_posterior(copy, part)
