@@ -11,6 +11,7 @@ from popcosmos_hpc.model.diffusion import Diffusion, DiffusionPrior, NoiseSchedu
 from popcosmos_hpc.model.emulator import LinearEmulator
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.likelihood import Likelihood
+from popcosmos_hpc.model.marginals import fit_marginals
 from popcosmos_hpc.model.noise import ConstantUncertainty
 from popcosmos_hpc.model.prior import GaussianPrior
 from popcosmos_hpc.parameters import Parameter, ParameterSpace
@@ -82,6 +83,24 @@ def test_closure_from_photometry_alone(distance):
     assert np.all(np.abs(got.std(0) / expected.std(0) - 1) < 0.1)
     assert np.mean((got[:, 0] > 0.2) & (got[:, 0] < 0.8)) < 0.25  # 0.38 for one hump of this width
     assert found["end"] < 0.2 * found["start"]
+
+
+def test_a_start_with_margins_keeps_them():
+    margins = fit_marginals(truth(20_000, 7) + 0.7)
+    start = eqx.tree_at(
+        lambda f: (f.galaxy.prior.margins, f.galaxy.prior.diffusion.schedule),
+        world(),
+        (margins, NoiseSchedule("vp", clock="angle")),
+        is_leaf=lambda leaf: leaf is None or isinstance(leaf, NoiseSchedule),
+    )
+    flux = observed(truth(5000, 1), 2)
+    schedule = SCHEDULE.model_copy(update={"n_rounds": 8})
+    trained, found = train_population(start, flux, errors(flux), schedule)
+    assert found["end"] < 0.5 * found["start"]
+    for one, other in zip(
+        jax.tree.leaves(trained.galaxy.prior.margins), jax.tree.leaves(margins), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_selected_agrees_when_the_data_are_cut():
