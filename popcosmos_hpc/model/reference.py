@@ -3,8 +3,10 @@
 A composite spectrum is linear in the masses of its populations, and redshift, bandpass and
 intergalactic medium act on each population alike. So the flux of every population through every
 band is a table over redshift and metallicity, exact where the Lyman limit or a break crosses the
-edge of a band, which networks round off. What the tables lack is smooth: the course of the dust
-curve within a part of a band, the nebula's dependence on stellar metallicity, and dust emission.
+edge of a band, which networks round off. Emission by dust has one spectrum, whose features cross
+bands, too; its strength is the light that dust absorbs, reckoned at a few wavelengths. What the
+tables lack is smooth: the course of the dust curve within a part of a band, and the nebula's
+dependence on stellar metallicity.
 """
 
 from typing import NamedTuple
@@ -39,6 +41,11 @@ class ReferencePhotometry(eqx.Module):
         stars: (redshift, metal, population, part, band) per solar mass formed.
         nebula: (redshift, gas metal, ionisation, part, band) per ionising photon of young stars.
         torus: (redshift, depth, part, band) per solar luminosity of the AGN; no depths without AGN.
+        dust: (redshift, part, band) per solar luminosity that dust absorbs.
+        heat: (coarse redshift, metal, population, bin) light in bins of rest-frame wavelength [Lsun per
+            Msun]; no bins where emission by dust is left to the networks.
+        nebula_heat: (gas metal, ionisation, bin) the same per ionising photon, lines included.
+        heat_wave: (bin,) wavelengths at which the bins are absorbed [Angstrom].
         bolometric: (redshift, metal, population) luminosity [Lsun per Msun].
         photons: (metal,) ionising photons of young stars, in the unit of `nebula`, per Msun.
         wave: (redshift, part, band) observed effective wavelength of each part of a band [Angstrom].
@@ -50,6 +57,10 @@ class ReferencePhotometry(eqx.Module):
     stars: Array
     nebula: Array
     torus: Array
+    dust: Array
+    heat: Array
+    nebula_heat: Array
+    heat_wave: Array
     bolometric: Array
     photons: Array
     wave: Array
@@ -64,9 +75,7 @@ class ReferencePhotometry(eqx.Module):
         """AB magnitudes (band,) for N = 0, without strong lines, floored softly at `FAINT`."""
         value = dict(zip(space.names, theta, strict=True))
         log1pz = jnp.log1p(value["redshift"])
-        position = (log1pz - self.log1pz[0]) / self.log1pz[1]
-        below = jnp.clip(jnp.floor(position), 0, len(self.wave) - 2).astype(jnp.int32)
-        z = Node(below, jnp.clip(position - below, 0.0, 1.0))
+        z = self._redshift_node(log1pz, len(self.wave))
         metal = node(value["log10Z"], self.metals)
         gas = node(value["gaslog10Z"], self.gas_metals), node(value["gaslog10U"], self.log_u)
         mass = self._masses(space, cosmology, value)
@@ -79,8 +88,25 @@ class ReferencePhotometry(eqx.Module):
         if self.torus.shape[1]:
             luminosity = jnp.exp(value["lnfagn"]) * jnp.sum(mass * mix(self.bolometric, z, metal))
             flux += luminosity * mix(self.torus, z, node(value["lnagntau"], self.log_tau))
+        if len(self.heat_wave):
+            light = mass[:, None] * mix(self.heat, self._redshift_node(log1pz, len(self.heat)), metal)
+            nebula = mass[0] * mix(self.photons, metal) * mix(self.nebula_heat, *gas)
+            flux += self._absorbed(value, light.at[0].add(nebula)) * mix(self.dust, z)
         total = jnp.sum(flux * jnp.exp(-diffuse), axis=0)
         return -2.5 * jnp.log10(total * 10**-9.0 + 10 ** (-0.4 * FAINT))
+
+    def _redshift_node(self, log1pz: Array, n_nodes: int) -> Node:
+        """Neighbours on an axis of `n_nodes` over the range of the tables."""
+        position = (log1pz - self.log1pz[0]) / self.log1pz[1] * ((n_nodes - 1) / (len(self.wave) - 1))
+        below = jnp.clip(jnp.floor(position), 0, n_nodes - 2).astype(jnp.int32)
+        return Node(below, jnp.clip(position - below, 0.0, 1.0))
+
+    def _absorbed(self, value: dict[str, Array], light: Array) -> Array:
+        """What dust absorbs of light (population, bin) [Lsun per Msun formed]."""
+        diffuse = value["dust2"] * diffuse_curve(self.heat_wave, value["dust_index"])
+        cloud = value["dust2"] * value["dust1_fraction"] * birth_cloud_curve(self.heat_wave)
+        behind_clouds = -jnp.expm1(-cloud - diffuse)
+        return jnp.sum(light[0] * behind_clouds - jnp.sum(light[1:], axis=0) * jnp.expm1(-diffuse))
 
     def _masses(self, space: ParameterSpace, cosmology: CosmologyTable, value: dict[str, Array]) -> Array:
         """Mass fractions (population,)."""
@@ -97,11 +123,13 @@ class ReferencePhotometry(eqx.Module):
         """Inverse of `to_arrays`; None where a bundle has no reference."""
         if "reference.stars" not in arrays:
             return None
-        return cls(**{name: jnp.asarray(arrays[f"reference.{name}"]) for name in _ARRAYS})
+        none = {f"reference.{name}": np.zeros(0, np.float32) for name in _DUST}
+        return cls(**{name: jnp.asarray((none | arrays)[f"reference.{name}"]) for name in _ARRAYS})
 
 
+_DUST = ("dust", "heat", "nebula_heat", "heat_wave")  # missing from the first bundles
 _ARRAYS = (
-    "stars", "nebula", "torus", "bolometric", "photons", "wave", "log1pz", "metals", "gas_metals",
+    "stars", "nebula", "torus", *_DUST, "bolometric", "photons", "wave", "log1pz", "metals", "gas_metals",
     "log_u", "log_tau", "cloud_age",
 )  # fmt: skip
 

@@ -18,6 +18,8 @@ from popcosmos_hpc.sps.star_formation import age_weights, bin_edges
 
 _STEP = 0.004  # of ln(1 + redshift): two pixels of the synthesis, a fraction of a filter's edge
 _GAP = 0.2  # in ln(wavelength), between a band and its leak
+_HEAT_NODES = 64  # of redshift; only the ages of the populations depend on it
+_HEAT_EDGES = np.geomspace(LYMAN_LIMIT, 3.0e4, 13)  # Angstrom; starlight beyond is hardly absorbed
 _DEFAULT_GAS = (0.0, -2.5)  # log10 metallicity and ionisation around stars outside birth clouds
 
 
@@ -70,9 +72,12 @@ def build_reference(
     nodes = np.arange(0.0, np.log1p(redshift_max) + _STEP, _STEP)
     # The synthesis knows nothing beyond its range: the last node repeats the end of it.
     tables = [at(sps, jnp.asarray(min(np.expm1(node), redshift_max), jnp.float32)) for node in nodes]
-    stars, nebula, torus, bolometric, wave = (jnp.stack(column) for column in zip(*tables, strict=True))
+    stars, nebula, torus, dust, bolometric, wave = (jnp.stack(c) for c in zip(*tables, strict=True))
+    coarse = np.minimum(np.expm1(np.linspace(0.0, nodes[-1], _HEAT_NODES)), redshift_max)
+    heat, nebula_heat = _build_heat(sps, coarse, cells)
+    heat_wave = jnp.asarray(np.sqrt(_HEAT_EDGES[1:] * _HEAT_EDGES[:-1]), jnp.float32)
     return ReferencePhotometry(
-        stars, nebula, torus, bolometric, photons[keep], wave,
+        stars, nebula, torus, dust, heat[:, keep], nebula_heat, heat_wave, bolometric, photons[keep], wave,
         jnp.asarray([0.0, _STEP], jnp.float32), sps.metals[keep], sps.gas_metals, sps.gas_log_u,
         sps.torus_log_tau, jnp.asarray([BIRTH_CLOUD_AGE / 1e9], jnp.float32),
     )  # fmt: skip
@@ -82,21 +87,16 @@ def _observer(photometer: Photometer, share: Array, keep: slice, cells: Array) -
     """Function of synthesis and redshift: one row of every table, of shares (filter, part) of bands."""
     n_filters, n_parts = share.shape
 
-    def shaped(flux: Array) -> Array:
-        divided = flux.reshape(-1, n_filters, n_parts) * share[None]
-        return jnp.swapaxes(divided, -1, -2).reshape(*flux.shape[:-1], n_parts, n_filters)
-
     @eqx.filter_jit
     def at(sps: SPS, redshift: Array):
         transmission = sps.transmission(redshift)
 
         def observe(spectra: Array) -> Array:
             flat = spectra.reshape(-1, spectra.shape[-1]) * transmission[None]
-            flux = jax.vmap(lambda s: photometer.continuum(sps, s, redshift))(flat)
-            return shaped(flux.reshape(*spectra.shape[:-1], -1))
+            flux = jax.vmap(lambda s: photometer.continuum(sps, s, redshift))(flat) * share.ravel()[None]
+            return jnp.swapaxes(flux.reshape(*spectra.shape[:-1], *share.shape), -1, -2)
 
-        n_bins = 1 + sum(name.startswith("logsfr_ratio") for name in sps.space.names)
-        spectra = _spectra(sps, redshift, n_bins, cells)
+        spectra = _spectra(sps, redshift, _count_bins(sps), cells)
         # The floors keep the mean defined where nothing is transmitted.
         flat = jnp.where(sps.wave > LYMAN_LIMIT, 1.0, 1e-6) * jnp.maximum(transmission, 1e-6) / sps.wave**2
         log_wave = jnp.log(sps.wave * (1 + redshift))
@@ -107,11 +107,36 @@ def _observer(photometer: Photometer, share: Array, keep: slice, cells: Array) -
             observe(spectra.stars[keep]),
             observe(spectra.nebula),
             observe(sps.torus),
+            observe(sps.dust),
             spectra.bolometric[keep],
             wave,
         )
 
     return at
+
+
+def _count_bins(sps: SPS) -> int:
+    """Bins of the history of star formation."""
+    return 1 + sum(name.startswith("logsfr_ratio") for name in sps.space.names)
+
+
+def _build_heat(sps: SPS, redshifts: np.ndarray, cells: Array) -> tuple[Array, Array]:
+    """Light by bin of wavelength: (redshift, metal, population, bin), (gas metal, ionisation, bin)."""
+
+    def members(wave: Array) -> Array:
+        index = np.searchsorted(_HEAT_EDGES, np.asarray(wave)) - 1
+        return jnp.asarray(index[:, None] == np.arange(len(_HEAT_EDGES) - 1), jnp.float32)
+
+    @eqx.filter_jit
+    def at(sps: SPS, redshift: Array) -> tuple[Array, Array]:
+        spectra = _spectra(sps, redshift, _count_bins(sps), cells)
+        weight = sps.pixel[:, None] * members_of_pixels
+        return spectra.stars @ weight, spectra.nebula @ weight
+
+    members_of_pixels = members(sps.wave)
+    found = [at(sps, jnp.asarray(redshift, jnp.float32)) for redshift in redshifts]
+    lines = jnp.einsum("a,gual->gul", cells, sps.lines[:, :, :N_YOUNG]) @ members(sps.line_wave)
+    return jnp.stack([stars for stars, _ in found]), found[0][1] + lines
 
 
 def _cut(f: Filter, n_parts: int) -> list[Filter]:

@@ -9,6 +9,9 @@ import yaml
 
 from popcosmos_hpc.errors import BundleError, ConfigurationError
 from popcosmos_hpc.model.bundle import load_bundle
+from popcosmos_hpc.parameters import pop_cosmos
+from popcosmos_hpc.sps.filters import load_filter
+from popcosmos_hpc.sps.spectrum import build_photometer, build_sps, photometry
 from popcosmos_hpc.training import simulation
 from popcosmos_hpc.training.emulator import train_from_config, train_together
 from popcosmos_hpc.training.recipe import load_recipe, united
@@ -131,6 +134,20 @@ def test_reference_is_the_synthesis_without_dust_and_gas(simulator):
     exact = over(lambda t: target_flux(simulator, t))(jnp.asarray(theta))
     error = np.abs(magnitudes - (22.5 - 2.5 * np.log10(exact)))
     assert np.percentile(error, 99) < 0.003
+
+
+def test_reference_holds_the_emission_of_dust():
+    """In the far infrared all light is absorbed starlight, lines included: the balance of energy is kept."""
+    sps = build_sps(synthetic_grids(600.0, 3.0e6, torus=False), pop_cosmos(1.0), False, 1.0)
+    filters = (load_filter("far", "tophat:900000:300000"),)
+    photometer = build_photometer(sps, list(filters), 1.0)
+    theta = jnp.asarray(draw_parameters(np.random.default_rng(8), sps.space, 512, 0.0, 1.0))
+    theta = theta[theta[:, sps.space.index("dust2")] > 0.05]
+    reference = build_reference(sps, filters, 1.0, 1)
+    magnitudes = over(lambda t: reference(sps.space, sps.cosmology, t))(theta)
+    error = magnitudes - (22.5 - 2.5 * np.log10(over(lambda t: photometry(sps, photometer, t))(theta)))
+    # Twelve wavelengths stand for the spectrum.
+    assert abs(np.median(error)) < 0.005 and np.percentile(np.abs(error), 99) < 0.03
 
 
 def test_bundles_of_one_training_agree_with_the_synthesis_and_each_other(simulator, pair):
