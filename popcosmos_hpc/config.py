@@ -258,6 +258,8 @@ class RunConfig(Section):
         # Bundles and pools are known by their hashes, not by where they lie.
         del settings["model"]["bundle"]
         settings["sampler"].pop("pool", None)
+        if settings["sampler"].get("amplitude") is not None:
+            settings["sampler"]["amplitude"] = "student"
         if self.model.prior not in ("analytic", "gaussian"):
             settings["model"]["prior"] = "population"
         return _flatten(settings)

@@ -15,6 +15,9 @@ class LadderSettings(Section):
     Attributes:
         pool: folder of a pool that `pool build` made.
         picks: draws that are weighed on the first rung, on the second, and so on.
+        amplitude: amplitude student of the prior, by name or folder; N is drawn anew on a rung of its own.
+            None leaves the rung out.
+        amplitude_picks: draws that are weighed on that rung.
         smc: settings of tempered SMC, the last rung; false leaves it out.
         ess_min: smallest effective size of a galaxy certified from the pool.
         max_weight: largest weight of one draw.
@@ -25,6 +28,8 @@ class LadderSettings(Section):
 
     pool: str
     picks: tuple[int, ...] = Field(default=(32768, 131072), min_length=1)
+    amplitude: str | None = None
+    amplitude_picks: int = Field(default=32768, ge=1024)
     smc: dict[str, float] | bool = True
     ess_min: float = Field(default=200.0, ge=50.0)
     max_weight: float = Field(default=0.05, gt=0, le=1)
@@ -61,6 +66,13 @@ def build_ladder(config: RunConfig, store: Any) -> Any:
         Rung(f"pool {n_picks}", PoolSampler(pool, n_picks=n_picks, **thresholds))
         for n_picks in settings.picks
     ]
+    if settings.amplitude is not None:
+        from popcosmos_hpc.inference.amplitude import AmplitudeSampler
+        from popcosmos_hpc.model.student_bundle import load_amplitude
+
+        student = load_amplitude(settings.amplitude, "conditional", config.model.prior)
+        sampler = AmplitudeSampler(pool, n_picks=settings.amplitude_picks, conditional=student, **thresholds)
+        rungs.append(Rung("amplitude", sampler))
     if settings.smc is not False:
         rungs.append(Rung("smc", PoolSMC(pool=pool, **_smc_settings(settings))))
     return Ladder(tuple(rungs))
@@ -74,11 +86,17 @@ def check_ladder(config: RunConfig) -> int:
 
     Raises:
         ConfigurationError: a setting is unknown or out of range.
+        BundleError: the amplitude student is missing, another prior's, or not accurate enough.
     """
     from popcosmos_hpc.inference.smc import SMC
 
     settings = ladder_settings(config)
     limits = list(settings.picks)
+    if settings.amplitude is not None:
+        from popcosmos_hpc.model.student_bundle import load_amplitude
+
+        load_amplitude(settings.amplitude, "conditional", config.model.prior)
+        limits.append(settings.amplitude_picks)
     if settings.smc is not False:
         known = {field.name for field in fields(SMC)}
         own = {name: value for name, value in _smc_settings(settings).items() if name in known}

@@ -108,9 +108,10 @@ def _absolute(config: RunConfig) -> RunConfig:
     folders = {key: str(Path(name).resolve()) for key, name in named.items() if Path(name).is_dir()}
     if folders:
         changes["model"] = config.model.model_copy(update=folders)
-    if Path(str(config.sampler.settings.get("pool", ""))).is_dir() and config.sampler.name == "ladder":
-        folder = str(Path(config.sampler.settings["pool"]).resolve())
-        changes["sampler"] = config.sampler.model_copy(update={"pool": folder})
+    named = {key: str(config.sampler.settings.get(key) or "") for key in ("pool", "amplitude")}
+    folders = {key: str(Path(name).resolve()) for key, name in named.items() if name and Path(name).is_dir()}
+    if folders:
+        changes["sampler"] = config.sampler.model_copy(update=folders)
     if Path(config.survey).is_file():
         changes["survey"] = str(Path(config.survey).resolve())
     return config.model_copy(update=changes)

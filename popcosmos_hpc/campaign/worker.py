@@ -208,14 +208,21 @@ def pool_facts(config: RunConfig) -> dict[str, Any]:
     """What a store of posteriors says about the pool that its draws refer to."""
     if not config.output.by_reference:
         return {}
-    return {"pool": ladder_settings(config).pool, "pool_sha256": pool_hash(config)}
+    store = open_pool(ladder_settings(config).pool)
+    return {"pool": str(store.path), "pool_sha256": store.sha256}
 
 
 def pool_hash(config: RunConfig) -> str | None:
-    """sha256 of the pool of a run; None without a ladder."""
+    """sha256 of the pool of a run, and of the amplitude student if there is one; None without a ladder."""
     if config.sampler.name != "ladder":
         return None
-    return open_pool(ladder_settings(config).pool).sha256
+    from popcosmos_hpc.model.bundle import load_bundle
+
+    settings = ladder_settings(config)
+    sha256 = open_pool(settings.pool).sha256
+    if settings.amplitude is None:
+        return sha256
+    return f"{sha256} {load_bundle(settings.amplitude, 'amplitude').sha256}"
 
 
 def _per_band(settings: LikelihoodConfig, bands: tuple[str, ...]) -> tuple[list[float], list[float]]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from popcosmos_hpc.cli.models import bundle, train
-from popcosmos_hpc.cli.pool import pool
+from popcosmos_hpc.cli.pool import bench, pool
 from popcosmos_hpc.cli.population import mock, population
 from popcosmos_hpc.errors import PopCosmosError
 
@@ -252,6 +252,7 @@ def report(run: Path, out: Path | None, truth: Path | None) -> None:
 
 main.add_command(mock)
 main.add_command(pool)
+main.add_command(bench)
 main.add_command(train)
 main.add_command(population)
 main.add_command(bundle)

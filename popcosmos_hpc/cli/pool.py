@@ -61,6 +61,23 @@ def verify(folder: Path) -> None:
     click.echo(f"{folder}: every file is as it was written")
 
 
+@click.command(short_help="Measure what a run costs on this device.")
+@click.argument("run", type=_PATH)
+@click.option("--galaxies", type=click.IntRange(min=1), default=256, show_default=True, help="To fit.")
+def bench(run: Path, galaxies: int) -> None:
+    """Measure what a planned run costs on this device.
+
+    Some galaxies of RUN are fitted, rung by rung, and nothing is written: galaxies per second, share
+    certified, operations and bytes per second against what the device can do, and the cost of surveys.
+
+    \b
+      popcosmos-hpc bench run
+    """
+    from popcosmos_hpc.campaign.bench import bench_run, describe_bench
+
+    click.echo(describe_bench(bench_run(run, galaxies)))
+
+
 def _describe(store) -> None:
     facts = store.manifest
     click.echo(f"pool       {facts['name']} ({store.path})")

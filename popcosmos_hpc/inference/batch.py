@@ -159,17 +159,18 @@ def _empty(n_galaxies: int, draws: int, n_parameters: int, status: np.ndarray) -
     )
 
 
+_REMEMBERED = 6  # rungs of a ladder take turns, block after block
 _shared_memory: list[tuple[AbstractSampler, GalaxyModel, int, Any]] = []
 
 
 def _shared(sampler: AbstractSampler, model: GalaxyModel, seed: int):
-    """`sampler.prepare`, remembered for the last sampler, model and seed of this process."""
+    """`sampler.prepare`, remembered for the last samplers, models and seeds of this process."""
     for known_sampler, known_model, known_seed, shared in _shared_memory:
         if known_sampler is sampler and known_model is model and known_seed == seed:
             return shared
     key = jax.random.fold_in(jax.random.PRNGKey(seed), _POOL_STREAM)
     shared = jax.block_until_ready(_prepare(sampler, model, key))
-    _shared_memory[:] = [(sampler, model, seed, shared)]
+    _shared_memory[:] = [*_shared_memory[1 - _REMEMBERED :], (sampler, model, seed, shared)]
     return shared
 
 
@@ -272,3 +273,42 @@ def transport_draws(prior: AbstractPrior, key, number):
 def emulate(emulator: AbstractEmulator, theta):
     """Fluxes (row, band) [nanomaggies] of parameters (row, param)."""
     return jax.vmap(emulator)(theta)
+
+
+@jax.jit
+def multiplied(left, right):
+    """A matrix product."""
+    return left @ right
+
+
+@jax.jit
+def copied(vector):
+    """A vector read once and written once."""
+    return vector + 1.0
+
+
+def count_work(
+    sampler: AbstractSampler, model: GalaxyModel, photometry: Photometry, seed: int
+) -> tuple[float, float]:
+    """Operations and bytes of one step of one galaxy by the compiler's count; NaN where it has none.
+
+    Loops are counted once, whatever their length, so samplers that loop get NaN.
+
+    Args:
+        sampler: the sampler.
+        model: the galaxy model.
+        photometry: of at least one galaxy.
+        seed: the run's seed.
+    """
+    if not getattr(sampler, "loop_free", False):
+        return np.nan, np.nan
+    shared = _shared(sampler, model, seed)
+    clean = _sanitise(photometry, np.zeros(len(photometry.flux), np.int32))
+    one = Photometry(*(jnp.asarray(x[0]) for x in clean))
+
+    def step(sampler, model, shared, photometry, key):
+        return sampler.step(sampler.init(key, photometry, model, shared), photometry, model, shared)
+
+    lowered = eqx.filter_jit(step).lower(sampler, model, shared, one, jax.random.PRNGKey(0))
+    found = lowered.compile().compiled.cost_analysis() or {}
+    return float(found.get("flops", np.nan)), float(found.get("bytes accessed", np.nan))

@@ -254,6 +254,7 @@ class PoolSampler(AbstractSampler):
     distinct_min: int = eqx.field(static=True, default=100)
 
     identifier: ClassVar[int] = 3
+    loop_free: ClassVar[bool] = True
 
     def __check_init__(self):
         where = "sampler pool"
