@@ -27,7 +27,7 @@ class LadderSettings(Section):
     """
 
     pool: str
-    picks: tuple[int, ...] = Field(default=(32768, 131072), min_length=1)
+    picks: tuple[int, ...] = Field(default=(16384, 131072), min_length=1)
     amplitude: str | None = None
     amplitude_picks: int = Field(default=32768, ge=1024)
     smc: dict[str, float] | bool = True

@@ -18,7 +18,7 @@ import numpy as np
 
 from popcosmos_hpc.inference.diagnostics import distinct, require
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
-from popcosmos_hpc.inference.start import running_sum, systematic_resample
+from popcosmos_hpc.inference.start import apart, running_sum, systematic_resample
 from popcosmos_hpc.inference.weighted import (
     Drawn,
     Thresholds,
@@ -207,11 +207,10 @@ def pick_rows(key, pool: Pool, log_worth, n_picks: int, defensive: float) -> Pic
     worth = size * jnp.exp(log_worth - jnp.max(log_worth))
     probability = (1.0 - defensive) * worth / jnp.sum(worth) + defensive * size / jnp.sum(size)
     tile = systematic_tiles(key, probability, n_picks)
-    first = pool.start[tile]
-    n_rows = pool.start[tile + 1] - first
-    random = jax.random.bits(jax.random.fold_in(key, 1), (n_picks,), jnp.uint32)
-    row = first + (random % n_rows.astype(jnp.uint32)).astype(jnp.int32)
-    return Picks(row, jnp.log(n_rows.astype(jnp.float32)) - jnp.log(probability[tile]))
+    random = jax.random.uniform(jax.random.fold_in(key, 1), (n_picks,))
+    within = jnp.minimum(random * size[tile], size[tile] - 1.0).astype(jnp.int32)
+    log_inverse = jnp.log(size) - jnp.log(probability)
+    return Picks(pool.start[tile] + within, log_inverse[tile])
 
 
 def systematic_tiles(key, probability, n_picks: int):
@@ -245,7 +244,7 @@ class PoolSampler(AbstractSampler):
     """
 
     pool: Pool
-    n_picks: int = eqx.field(static=True, default=32768)
+    n_picks: int = eqx.field(static=True, default=16384)
     defensive: float = eqx.field(static=True, default=0.05)
     ess_min: float = eqx.field(static=True, default=200.0)
     max_weight: float = eqx.field(static=True, default=0.05)
@@ -287,9 +286,11 @@ class PoolSampler(AbstractSampler):
         self, state: PoolState, photometry: Photometry, model: GalaxyModel, shared: PoolTables
     ) -> PoolState:
         """The whole sample."""
-        log_worth = weigh_tiles(model, self.pool, shared, photometry)
-        picks = pick_rows(state.key, self.pool, log_worth, self.n_picks, self.defensive)
-        log_likelihood, sub_pool = weigh_rows(model, self.pool, shared, photometry, picks.row)
+        log_worth = apart(photometry, lambda: weigh_tiles(model, self.pool, shared, photometry))
+        pick = lambda: pick_rows(state.key, self.pool, log_worth, self.n_picks, self.defensive)  # noqa: E731
+        picks = apart(photometry, pick)
+        weigh = lambda: weigh_rows(model, self.pool, shared, photometry, picks.row)  # noqa: E731
+        log_likelihood, sub_pool = apart(photometry, weigh)
         draws = WeightedDraws(picks.row, log_likelihood + picks.log_inverse, log_likelihood, sub_pool)
         return PoolState(state.key, draws, jnp.ones((), bool))
 
@@ -301,7 +302,7 @@ class PoolSampler(AbstractSampler):
         self, state: PoolState, photometry: Photometry, model: GalaxyModel, shared: PoolTables, draws: int
     ) -> Posterior:
         """Draws and certificate."""
-        quality = assess(state.draws, self.pool.log_n_drawn, N_SUB_POOLS)
+        quality = apart(photometry, lambda: assess(state.draws, self.pool.log_n_drawn, N_SUB_POOLS))
         pick = systematic_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
         row = state.draws.row[pick]
         drawn = draws_of_rows(model, self.pool, shared, photometry, row, state.draws.log_likelihood[pick])
