@@ -40,16 +40,17 @@ USES: dict[str, dict[str, tuple[Limit, ...]]] = {
         "proposal": (Limit("efficiency", 0.5, at_least=True),),
     },
     "map": {
-        # In place of the teacher; its own 12 steps are 0.006 from the exact flow.
+        # In place of the teacher; 12 steps of the reference population are 0.004 from its exact flow.
         "prior": (Limit("rms", 0.01),),
-        # Draws of a pool. The teacher itself is 0.014 from the exact flow with 8 steps, 0.026 with 6.
+        # Draws of a pool.
         "pool": (Limit("rms", 0.02),),
         # Exact targets follow: an error costs acceptance only.
         "preconditioner": (Limit("rms", 0.1),),
     },
     "amplitude": {
-        # In place of the teacher's conditional, uncorrected.
-        "conditional": (Limit("kl", 0.02), Limit("pit_decile", 0.01)),
+        # In place of the teacher's conditional, uncorrected: a tenth of a nat would show in a stack of galaxies,
+        # a few hundredths are below what twelve steps of the teacher itself leave open.
+        "conditional": (Limit("kl", 0.03), Limit("pit_decile", 0.01)),
         # Draws that are weighted by teacher / conditional afterwards.
         "proposal": (Limit("kl", 0.2),),
     },

@@ -161,7 +161,7 @@ def noised_draws(x: np.ndarray, schedule: NoiseSchedule, seed: int, condition: n
         rows = rng.integers(0, len(x), min(len(x), _EXAMPLES))
         first, last = schedule.s_min, schedule.s_max
         clock = first + (last - first) * rng.random(len(rows), dtype=np.float32)
-        time = np.asarray(schedule.time(jnp.asarray(clock, jnp.float32)))
+        time = np.asarray(jax.vmap(schedule.time)(jnp.asarray(clock, jnp.float32)))
         alpha, sigma = (np.asarray(part)[:, None] for part in jax.vmap(schedule.scales)(jnp.asarray(time)))
         noise = rng.standard_normal((len(rows), x.shape[1]), dtype=np.float32)
         parts = [time[:, None], alpha * x[rows] + sigma * noise]
