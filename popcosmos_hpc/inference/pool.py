@@ -294,7 +294,7 @@ class PoolSampler(AbstractSampler):
         draws = WeightedDraws(picks.row, log_likelihood + picks.log_inverse, log_likelihood, sub_pool)
         return PoolState(state.key, draws, jnp.ones((), bool))
 
-    def done(self, state: PoolState):
+    def done(self, state: Any):
         """After one step."""
         return state.done
 

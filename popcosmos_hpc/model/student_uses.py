@@ -48,7 +48,7 @@ USES: dict[str, dict[str, tuple[Limit, ...]]] = {
         "preconditioner": (Limit("rms", 0.1),),
     },
     "amplitude": {
-        # In place of the teacher's conditional, uncorrected: a tenth of a nat would show in a stack of galaxies,
+        # In place of the teacher's conditional, uncorrected: a tenth of a nat would show in stacks,
         # a few hundredths are below what twelve steps of the teacher itself leave open.
         "conditional": (Limit("kl", 0.03), Limit("pit_decile", 0.01)),
         # Draws that are weighted by teacher / conditional afterwards.
