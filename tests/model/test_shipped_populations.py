@@ -53,7 +53,7 @@ def test_draws_of_shipped_populations_are_finite_and_have_gradients(name):
 
 
 def test_the_amplitude_belongs_to_the_reference_and_follows_it(prior, draws):
-    amplitude = load_amplitude("reference_amplitude", "proposal", teacher="reference")
+    amplitude = load_amplitude("reference_amplitude", "conditional", teacher="reference")
     theta = jax.vmap(lambda phi: to_physical(prior.space, phi))(draws[1])
     run = eqx.filter_jit(lambda a, theta: jax.vmap(lambda row: a.mixture(row).cdf(row[0]))(theta))
     quantile = np.asarray(run(amplitude, theta))
@@ -61,4 +61,4 @@ def test_the_amplitude_belongs_to_the_reference_and_follows_it(prior, draws):
     # Uniform: the mean has a standard error of 0.018, the standard deviation one of 0.008.
     assert abs(quantile.mean() - 0.5) < 0.07 and abs(quantile.std() - 0.2887) < 0.033
     with pytest.raises(BundleError, match="the student of reference_bright"):
-        load_amplitude("reference_amplitude", "proposal", teacher="reference_bright")
+        load_amplitude("reference_amplitude", "conditional", teacher="reference_bright")
