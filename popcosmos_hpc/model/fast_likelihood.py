@@ -21,7 +21,7 @@ from popcosmos_hpc.model.likelihood import Likelihood
 from popcosmos_hpc.model.prior import LOWEST
 from popcosmos_hpc.photometry import BandState, Photometry
 
-_LARGEST = 1e15  # of flux over error: its square, times a mantissa, is a float32
+_LARGEST = 1e9  # of flux over error: the product of four such is a float32
 _MANTISSA, _ONE, _BITS, _BIAS = 0x7FFFFF, 0x3F800000, 23, 127
 
 
@@ -93,15 +93,27 @@ def _limits(likelihood: Likelihood, flux, fractional_variance, photometry: Photo
 
 
 class _Product:
-    """A running product of numbers not below one, as mantissa in [1, 2) and binary exponent."""
+    """A running product of numbers between one and 1e19, as mantissa and binary exponent.
 
-    def __init__(self, mantissa: Any = 1.0, exponent: Any = 0):
-        self._mantissa, self._exponent = mantissa, exponent
+    Two factors fit into a float32 together, so the exponent is taken out after every second.
+    """
+
+    def __init__(self, value: Any = 1.0, exponent: Any = 0, is_full: bool = False):
+        self._value, self._exponent, self._is_full = value, exponent, is_full
 
     def times(self, factor) -> "_Product":
-        bits = jax.lax.bitcast_convert_type(self._mantissa * factor, jnp.int32)
-        mantissa = jax.lax.bitcast_convert_type((bits & _MANTISSA) | _ONE, jnp.float32)
-        return _Product(mantissa, self._exponent + ((bits >> _BITS) - _BIAS))
+        if not self._is_full:
+            return _Product(self._value * factor, self._exponent, True)
+        mantissa, exponent = _split(self._value * factor)
+        return _Product(mantissa, self._exponent + exponent, False)
 
     def log(self):
-        return jnp.log(self._mantissa) + log(2.0) * self._exponent
+        mantissa, exponent = _split(self._value) if self._is_full else (self._value, 0)
+        return jnp.log(mantissa) + log(2.0) * (self._exponent + exponent)
+
+
+def _split(value) -> tuple[Any, Any]:
+    """Mantissa in [1, 2) and exponent of positive numbers."""
+    bits = jax.lax.bitcast_convert_type(value, jnp.int32)
+    mantissa = jax.lax.bitcast_convert_type((bits & _MANTISSA) | _ONE, jnp.float32)
+    return mantissa, (bits >> _BITS) - _BIAS
