@@ -341,7 +341,7 @@ def test_training_resumes_to_the_same_weights(kind, tmp_path, monkeypatch):
         return draw_pairs(prior, count, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr("popcosmos_hpc.training.prior_student.draw_pairs", stopping)
+        patch.setattr("popcosmos_hpc.training.student_draws.draw_pairs", stopping)
         with pytest.raises(Stop):
             learn(crooked(), recipe, state)
     resumed = learn(crooked(), recipe, state)
