@@ -14,7 +14,7 @@ from popcosmos_hpc.cli import main
 from tests import toy_run
 
 VERBS = ["demo", "ingest", "plan", "fit", "status", "export", "report"]
-VERBS += ["mock", "train", "population", "bundle"]
+VERBS += ["mock", "pool", "bench", "train", "population", "bundle"]
 
 
 def invoke(*arguments):
