@@ -84,30 +84,32 @@ def prior_from_bundle(manifest: dict, arrays: dict[str, np.ndarray], where: str)
     return DiffusionPrior(diffusion=diffusion, shift=shift, mixing=mixing, space=space, margins=margins)
 
 
-def has_marginals(arrays: dict[str, np.ndarray]) -> bool:
+def has_marginals(arrays: dict[str, np.ndarray], prefix: str = "marginals") -> bool:
     """Whether any array of `marginals_to_arrays` is there."""
-    return any(f"marginals.{name}" in arrays for name in _MARGINALS)
+    return any(f"{prefix}.{name}" in arrays for name in _MARGINALS)
 
 
-def marginals_to_arrays(marginals: Marginals) -> dict[str, np.ndarray]:
+def marginals_to_arrays(marginals: Marginals, prefix: str = "marginals") -> dict[str, np.ndarray]:
     """Arrays from which `marginals_from_arrays` restores marginals."""
-    return {f"marginals.{name}": np.asarray(getattr(marginals, name)) for name in _MARGINALS}
+    return {f"{prefix}.{name}": np.asarray(getattr(marginals, name)) for name in _MARGINALS}
 
 
-def marginals_from_arrays(arrays: dict[str, np.ndarray], size: int, where: str) -> Marginals:
+def marginals_from_arrays(
+    arrays: dict[str, np.ndarray], size: int, where: str, prefix: str = "marginals"
+) -> Marginals:
     """Inverse of `marginals_to_arrays`, for `size` parameters.
 
     Raises:
         BundleError: an array is missing or of another shape, or the maps are not monotone.
     """
-    found = {name: arrays.get(f"marginals.{name}", np.empty(0)) for name in _MARGINALS}
+    found = {name: arrays.get(f"{prefix}.{name}", np.empty(0)) for name in _MARGINALS}
     count = found["scores"].size
     for name, array in found.items():
         shape = (count,) if name == "scores" else (size, count)
         if array.shape != shape or count < 2:
             got = f"shape {array.shape}" if array.size else "none"
             raise BundleError(
-                f"an array marginals.{name} of shape {shape}", got, where, "Write the bundle anew."
+                f"an array {prefix}.{name} of shape {shape}", got, where, "Write the bundle anew."
             )
     rising = all(np.all(np.diff(found[name], axis=-1) > 0) for name in ("knots", "scores"))
     if not rising or not np.all(found["slopes"] > 0):

@@ -14,7 +14,7 @@ from flowjax.distributions import Transformed
 from popcosmos_hpc.errors import BundleError
 from popcosmos_hpc.model.amplitude import AmplitudeConditional, MixtureNetwork, initial_mixture_network
 from popcosmos_hpc.model.bundle import Bundle, load_bundle
-from popcosmos_hpc.model.diffusion_bundle import marginals_from_arrays, marginals_to_arrays
+from popcosmos_hpc.model.diffusion_bundle import has_marginals, marginals_from_arrays, marginals_to_arrays
 from popcosmos_hpc.model.student_uses import Measure
 from popcosmos_hpc.model.students import (
     FlowShape,
@@ -107,6 +107,7 @@ def student_to_bundle(
         facts = {"flow": student.shape._asdict()}
         network = flow_networks(student.flow)
         arrays |= marginals_to_arrays(student.marginals)
+        arrays |= {} if student.margins is None else marginals_to_arrays(student.margins, "margins")
         if (permute := _permute(student.flow)) is not None:
             arrays["flow.permutation"] = np.asarray(permute.permutation[0])
     else:
@@ -149,6 +150,9 @@ def flow_from_bundle(bundle: Bundle) -> FlowStudent:
         marginals=marginals_from_arrays(bundle.arrays, space.size, where),
         flow=flow,
         shape=shape,
+        margins=marginals_from_arrays(bundle.arrays, space.size, where, "margins")
+        if has_marginals(bundle.arrays, "margins")
+        else None,
     )
 
 

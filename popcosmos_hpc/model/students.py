@@ -118,28 +118,32 @@ def flow_networks(flow: Transformed) -> eqx.nn.MLP:
 class FlowStudent(Student):
     """A normalising flow: an exact density and exact draws, each in one pass.
 
-    Its mixing is lower triangular.
+    Phi, or its normal scores by the teacher's own margins, is shift + mixing x; mixing is lower triangular.
 
     Args:
         marginals: of x, to normal scores y.
         flow: over y.
         shape: of the flow.
+        margins: the teacher's, of phi; none for a teacher without.
     """
 
     marginals: Marginals
     flow: Transformed
     shape: FlowShape = eqx.field(static=True)
+    margins: Marginals | None = None
     kind = "flow"
 
     def transport(self, u: Float[Array, " param"]) -> Float[Array, " param"]:
         """Latent phi of a base point; not the teacher's phi of it, though distributed alike."""
-        return self.shift + self.mixing @ self.marginals.inverse(self.flow.bijection.transform(u))
+        scores = self.shift + self.mixing @ self.marginals.inverse(self.flow.bijection.transform(u))
+        return scores if self.margins is None else self.margins.inverse(scores)
 
     def log_prob(self, phi: Float[Array, " param"]) -> Scalar:
         """Normalised ln density of phi."""
-        x = solve_triangular(self.mixing, phi - self.shift, lower=True)
+        scores, first_slope = (phi, 0.0) if self.margins is None else self.margins.forward(phi)
+        x = solve_triangular(self.mixing, scores - self.shift, lower=True)
         y, log_slope = self.marginals.forward(x)
-        return self.flow.log_prob(y) + log_slope - jnp.sum(jnp.log(jnp.diag(self.mixing)))
+        return self.flow.log_prob(y) + first_slope + log_slope - jnp.sum(jnp.log(jnp.diag(self.mixing)))
 
 
 class MapStudent(Student):

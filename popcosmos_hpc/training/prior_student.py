@@ -65,13 +65,13 @@ def train_flow(teacher: DiffusionPrior, recipe: FlowRecipe, checkpoint: Path | N
         TrainingError: a draw of the teacher or the loss is not finite.
         ConfigurationError: the teacher has one parameter.
     """
-    phi = teacher_draws(teacher, recipe, WHITENING, 0, WHITENED_BY)[1]
+    phi = _by_margins(teacher, teacher_draws(teacher, recipe, WHITENING, 0, WHITENED_BY)[1])
     whitening = whiten(phi)
     marginals = fit_marginals(white(phi, whitening))
     scores = eqx.filter_jit(lambda rows: jax.vmap(marginals.forward)(rows)[0])
 
     def examples(index: int) -> tuple[np.ndarray, np.ndarray]:
-        drawn = teacher_draws(teacher, recipe, ROUNDS, index, recipe.n_draws)[1]
+        drawn = _by_margins(teacher, teacher_draws(teacher, recipe, ROUNDS, index, recipe.n_draws)[1])
         y = np.asarray(scores(white(drawn, whitening)))
         return y, y[:, :0]
 
@@ -86,7 +86,16 @@ def train_flow(teacher: DiffusionPrior, recipe: FlowRecipe, checkpoint: Path | N
         marginals=marginals,
         flow=flow,
         shape=recipe.shape(),
+        margins=teacher.margins,
     )
+
+
+def _by_margins(teacher: DiffusionPrior, phi: np.ndarray) -> np.ndarray:
+    """Normal scores (draw, param) by the teacher's own margins; phi itself where it has none."""
+    if teacher.margins is None:
+        return phi
+    margins = teacher.margins
+    return np.asarray(eqx.filter_jit(lambda rows: jax.vmap(margins.forward)(rows)[0])(jnp.asarray(phi)))
 
 
 def negative_log_prob(flow: Any, x: Array, _: Array) -> Array:
