@@ -5,9 +5,9 @@
     popcosmos-hpc fit run
     python -m benchmarks.calibration run mock_catalog
 
-Simulation-based calibration (Talts et al. 2018, arXiv:1804.06788): draws from the posterior have
-uniform ranks. Prints chi-square p-values over twenty bins, coverage of central 68 % intervals with its binomial
-error, for all galaxies that were fitted, flagged ones included, and for those that are OK.
+Simulation-based calibration (Talts et al. 2018, arXiv:1804.06788): among draws from the posterior, ranks of
+the truth are uniform. Prints chi-square p-values over twenty bins and coverage of central 68 % intervals with
+its binomial error, for all galaxies that were fitted, flagged ones included, and for those that are OK.
 """
 
 from pathlib import Path
