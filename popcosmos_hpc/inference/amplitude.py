@@ -32,7 +32,7 @@ from popcosmos_hpc.inference.pool import (
     tile_redshift_term,
 )
 from popcosmos_hpc.inference.sampler import Posterior
-from popcosmos_hpc.inference.start import apart, systematic_resample
+from popcosmos_hpc.inference.start import apart, shuffled_resample
 from popcosmos_hpc.inference.weighted import Drawn, WeightedDraws, assess, certificate, predictive_p
 from popcosmos_hpc.model.amplitude import AmplitudeConditional
 from popcosmos_hpc.model.fast_likelihood import log_prob_of_fluxes
@@ -210,7 +210,7 @@ class AmplitudeSampler(PoolSampler):
     ) -> Posterior:
         """Draws and certificate."""
         quality = apart(photometry, lambda: assess(state.draws, self.pool.log_n_drawn, N_SUB_POOLS))
-        pick = systematic_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
+        pick = shuffled_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
         row, index = state.draws.row[pick], model.space.index("N")
         theta = theta_of_rows(self.pool, row)
         rows = decode_rows(self.pool, shared, row)

@@ -18,7 +18,7 @@ import numpy as np
 
 from popcosmos_hpc.inference.diagnostics import distinct, require
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
-from popcosmos_hpc.inference.start import apart, running_sum, systematic_resample
+from popcosmos_hpc.inference.start import apart, running_sum, shuffled_resample
 from popcosmos_hpc.inference.weighted import (
     Drawn,
     Thresholds,
@@ -303,7 +303,7 @@ class PoolSampler(AbstractSampler):
     ) -> Posterior:
         """Draws and certificate."""
         quality = apart(photometry, lambda: assess(state.draws, self.pool.log_n_drawn, N_SUB_POOLS))
-        pick = systematic_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
+        pick = shuffled_resample(jax.random.fold_in(state.key, 2), state.draws.log_weight, draws)
         row = state.draws.row[pick]
         drawn = draws_of_rows(model, self.pool, shared, photometry, row, state.draws.log_likelihood[pick])
         return certificate(quality, drawn, self.thresholds, self.identifier)

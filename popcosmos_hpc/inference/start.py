@@ -147,6 +147,12 @@ def bisect_inverse_temperature(log_weight, log_likelihood, low, fraction, count=
     return jnp.where(kept(log_span), 1.0, jnp.minimum(low + jnp.exp(log_span + found), 1.0))
 
 
+def shuffled_resample(key, log_weight, count: int):
+    """As `systematic_resample`, in random order: any of the draws is then one from the whole posterior."""
+    resample_key, order_key = jax.random.split(key)
+    return jax.random.permutation(order_key, systematic_resample(resample_key, log_weight, count))
+
+
 class Start(NamedTuple):
     """Particles resampled from the pool at an inverse temperature, one row per ensemble.
 

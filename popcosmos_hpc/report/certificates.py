@@ -24,15 +24,26 @@ _CHECKS = (
     _Check("rhat", "R-hat - 1", 0.1, True, True),
     _Check("ppp", "posterior-predictive p", 0.001, False, False),
     _Check("pareto_k", "Pareto k", 0.7, True, False),
+    _Check("max_weight", "largest weight", 0.05, True, True),
+    _Check("log_evidence_error", "error of ln Z", 0.15, True, True),
     _Check("acceptance", "acceptance", 0.1, False, False),
-    _Check("n_evaluations", "likelihood evaluations", np.inf, True, True),
+    _Check("n_evaluations", "emulator evaluations", np.inf, True, True),
 )
+_SAMPLERS = {
+    -1: "none",
+    0: "ensemble",
+    1: "SMC",
+    3: "pool",
+    4: "pool, amplitude drawn anew",
+    6: "SMC from the pool",
+}
 
 
 def certificates_section(run: RunData) -> Section:
     """Counts of statuses, thresholds, and a histogram of every certificate that the sampler gives."""
-    blocks: list[Figure | Table | Text] = [_statuses(run)]
-    given = [check for check in _CHECKS if np.isfinite(_values(run, check)).any()]
+    blocks: list[Figure | Table | Text] = [_statuses(run), _samplers(run)]
+    known = [check for check in _CHECKS if check.column in run.certificate]
+    given = [check for check in known if np.isfinite(_values(run, check)).any()]
     if given:
         blocks += [_thresholds(run, given), _histograms(run, given)]
     else:
@@ -55,8 +66,22 @@ def _statuses(run: RunData) -> Table:
     return Table(("status", "galaxies", "fraction", "meaning"), rows)
 
 
+def _samplers(run: RunData) -> Table:
+    """Which sampler made the draws, and how many of its galaxies passed."""
+    sampler, passed = run.certificate["sampler"].astype(int), run.certificate["status"] == Status.OK
+    rows = []
+    for value in np.unique(sampler):
+        mine = sampler == value
+        name = _SAMPLERS.get(int(value), str(value))
+        rows.append((name, f"{mine.sum():,}", percent(mine.sum(), len(sampler)), f"{passed[mine].sum():,}"))
+    return Table(("draws from", "galaxies", "fraction", "status OK"), tuple(rows))
+
+
 def _values(run: RunData, check: _Check) -> np.ndarray:
+    """Values of a certificate; NaN for galaxies that do not have it."""
     values = run.certificate[check.column].astype(float)
+    if check.column == "n_evaluations":
+        return np.where(values > 0, values, np.nan)
     return values - 1 if check.column == "rhat" else values
 
 

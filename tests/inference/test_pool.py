@@ -70,6 +70,17 @@ def test_errors_are_those_that_the_certificate_states(fits, answers):
     np.testing.assert_allclose(np.mean(width, axis=0), 1.0, atol=0.03)
 
 
+def test_every_draw_is_one_from_the_whole_posterior(fits, answers):
+    """Rows of a pool lie in the order of tiles; the order of draws must not. Standard normal pulls, n > 200."""
+    good = np.flatnonzero(fits.status == Status.OK)
+    for draw in (0, 1, -1):
+        pulls = [
+            (fits.theta[i, draw] - answers[i].mean) / np.sqrt(np.diag(answers[i].covariance)) for i in good
+        ]
+        assert np.abs(np.mean(pulls, axis=0)).max() < 4 / np.sqrt(len(good))
+        np.testing.assert_allclose(np.std(pulls, axis=0), 1.0, atol=4 / np.sqrt(2 * len(good)))
+
+
 def test_the_evidence_is_unbiased_and_its_error_is_stated(fits, answers):
     """Mean of Z / Z_exact against one, and ln Z in units of its stated error and of 1 / sqrt(ESS)."""
     exact = np.array([answer.log_evidence for answer in answers])
