@@ -7,7 +7,7 @@ from popcosmos_hpc.errors import ConfigurationError, Status
 from popcosmos_hpc.inference.ladder import Ladder, Rung, climb
 from popcosmos_hpc.inference.pool import PoolSampler, pool_on_device
 from popcosmos_hpc.inference.pool_start import PoolSMC
-from popcosmos_hpc.photometry import Photometry
+from popcosmos_hpc.photometry import BandState, Photometry
 from tests import toy, toy_pool
 
 N_GALAXIES = 40
@@ -85,3 +85,20 @@ def test_a_galaxy_depends_on_nothing_but_its_identifier(ladder, model, galaxies,
 def test_a_ladder_without_rungs_is_refused():
     with pytest.raises(ConfigurationError, match="at least one rung"):
         Ladder(())
+
+
+def test_strange_galaxies_get_an_answer_or_a_flag(ladder, model, galaxies):
+    """One band; none; a signal to noise of 1e5; a flux that no galaxy of the population has."""
+    part = Photometry(*(x[10:14].copy() for x in galaxies))
+    part.state[:] = BandState.OBSERVED
+    part.flux[:] = np.nan_to_num(part.flux, nan=10.0)
+    part.state[0, 1:] = BandState.MISSING
+    part.state[1] = BandState.MISSING
+    part.flux_err[2] = np.abs(part.flux[2]) / 1e5
+    part.flux[3, 2] = 1e4
+    fitted = climb(ladder, model, part, np.arange(4), 1, 8, draws=200)
+    assert fitted.status[0] == Status.OK
+    assert fitted.status[1] == Status.NO_OBSERVED_BAND
+    assert fitted.sampler[2] == PoolSMC.identifier  # no pool serves it
+    assert fitted.status[3] in (Status.POOR_FIT, Status.NOT_CONVERGED)
+    assert np.isfinite(fitted.theta[[0, 2, 3]]).all()

@@ -71,7 +71,7 @@ def test_errors_are_those_that_the_certificate_states(fits, answers):
 
 
 def test_every_draw_is_one_from_the_whole_posterior(fits, answers):
-    """Rows of a pool lie in the order of tiles; the order of draws must not. Standard normal pulls, n > 200."""
+    """Rows of a pool lie in the order of tiles; draws must not. Standard normal pulls, more than 200."""
     good = np.flatnonzero(fits.status == Status.OK)
     for draw in (0, 1, -1):
         pulls = [
