@@ -77,8 +77,8 @@ _SENTENCES = {
         "not fitted; use a bundle that covers it."
     ),
     Status.NOT_CONVERGED: (
-        "Independent ensembles disagreed at the step limit: "
-        "draws are stored; raise the sampler's limits or use another sampler."
+        "The certificate fell short of its thresholds: draws are stored; "
+        "raise the sampler's limits, use a larger pool or another sampler."
     ),
     Status.NUMERICAL_FAILURE: "The sampler met non-finite numbers: draws are NaN; please report it.",
     Status.POOR_FIT: (
