@@ -1,7 +1,7 @@
 """The ladder of a run, from its settings and a pool on disk."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -27,9 +27,9 @@ class LadderSettings(Section):
     """
 
     pool: str
-    picks: tuple[int, ...] = Field(default=(16384, 131072), min_length=1)
+    picks: tuple[Annotated[int, Field(ge=1024)], ...] = Field(default=(16384, 131072), min_length=1)
     amplitude: str | None = None
-    amplitude_picks: int = Field(default=32768, ge=1024)
+    amplitude_picks: int = Field(default=32768, ge=4096)
     smc: dict[str, float] | bool = True
     ess_min: float = Field(default=200.0, ge=50.0)
     max_weight: float = Field(default=0.05, gt=0, le=1)
@@ -88,19 +88,22 @@ def check_ladder(config: RunConfig) -> int:
         ConfigurationError: a setting is unknown or out of range.
         BundleError: the amplitude student is missing, another prior's, or not accurate enough.
     """
+    from popcosmos_hpc.inference.pool_start import PoolSMC, check_shares
     from popcosmos_hpc.inference.smc import SMC
 
     settings = ladder_settings(config)
     limits = list(settings.picks)
     if settings.amplitude is not None:
+        from popcosmos_hpc.inference.amplitude import AmplitudeSampler
         from popcosmos_hpc.model.student_bundle import load_amplitude
 
         load_amplitude(settings.amplitude, "conditional", config.model.prior)
-        limits.append(settings.amplitude_picks)
+        limits.append(AmplitudeSampler.n_values)
     if settings.smc is not False:
-        known = {field.name for field in fields(SMC)}
-        own = {name: value for name, value in _smc_settings(settings).items() if name in known}
-        limits.append(SMC(**own).max_draws)
+        given = _smc_settings(settings)
+        own = SMC(**{field.name: given[field.name] for field in fields(SMC) if field.name in given})
+        check_shares(given.get("n_picks", PoolSMC.n_picks), own.n_ensembles)
+        limits.append(own.max_draws)
     return min(limits)
 
 

@@ -64,21 +64,27 @@ def build_survey_pool(config: PoolConfig, out_dir: str | Path, client: Any = Non
         )  # fmt: skip
     files = [draws_file(folder, job[2]) for job in jobs]
     tiles, n_shards = _sort_into_tiles(files, n_kept, config, identity, scratch)
-    facts = {
-        **identity,
+    facts = {**identity, "n_kept": n_kept, "n_tiles": len(tiles["start"]) - 1}
+    _finish(config, facts, tiles, n_shards, scratch)
+    finish_partial(scratch, out)
+    return open_pool(out)
+
+
+def _finish(
+    config: PoolConfig, facts: dict[str, Any], tiles: dict[str, np.ndarray], n_shards: int, scratch: Path
+) -> None:
+    """Write what describes the pool, and remove the unsorted draws."""
+    facts |= {
         "name": config.name,
         "seed": config.seed,
         "n_drawn": config.n_draws,
-        "n_kept": n_kept,
-        "n_tiles": len(tiles["start"]) - 1,
         "limit": config.limit.model_dump() if config.limit else None,
         "software": {"popcosmos_hpc": popcosmos_hpc.__version__, "code": code_version()},
     }
     write_manifest(scratch, facts, tiles, n_shards)
-    (scratch / _SETTINGS).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    shutil.rmtree(folder)
-    finish_partial(scratch, out)
-    return open_pool(out)
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (scratch / _SETTINGS).write_text(settings, encoding="utf-8")
+    shutil.rmtree(scratch / _DRAWS)
 
 
 @dataclass

@@ -201,6 +201,13 @@ def _open_pool(config: RunConfig, bundle: Any, bands: tuple[str, ...]) -> PoolSt
     store = open_pool(ladder_settings(config).pool)
     prior = prior_hash(config.model) or config.model.prior
     check_pool(store, bands, bundle.sha256, prior, "sampler.pool")
+    if ladder_settings(config).amplitude is not None and store.manifest["limit"] is not None:
+        raise ConfigurationError(
+            "a pool without a limit for the amplitude rung: what is left out has shapes too",
+            f"one with {store.manifest['limit']}",
+            "sampler.amplitude",
+            "Build a pool without a limit, or leave the amplitude rung out.",
+        )
     return store
 
 

@@ -70,18 +70,20 @@ def climb(
     rows = np.arange(len(object_id))
     for index, rung in enumerate(ladder.rungs):
         part = Photometry(*(np.asarray(values)[rows] for values in photometry))
+        # Who reaches the last rung leaves with it, so there galaxies are counted one by one.
+        told = progress if index == len(ladder.rungs) - 1 else None
         fitted = fit_galaxies(
-            rung.sampler, model, part, object_id[rows], _seed(seed, index), batch_size, None, draws
+            rung.sampler, model, part, object_id[rows], _seed(seed, index), batch_size, told, draws
         )
         result = fitted if result is None else _keep_better(result, fitted, rows)
+        if told is not None:
+            return result
         open_rows = rows[_climbs(fitted.status)]
         if progress is not None and len(rows) > len(open_rows):
             progress(len(rows) - len(open_rows))
         rows = open_rows
         if len(rows) == 0:
             return result
-    if progress is not None:
-        progress(len(rows))
     return result  # pyright: ignore[reportReturnType]
 
 

@@ -209,7 +209,8 @@ def pick_rows(key, pool: Pool, log_worth, n_picks: int, defensive: float) -> Pic
     tile = systematic_tiles(key, probability, n_picks)
     random = jax.random.uniform(jax.random.fold_in(key, 1), (n_picks,))
     within = jnp.minimum(random * size[tile], size[tile] - 1.0).astype(jnp.int32)
-    log_inverse = jnp.log(size) - jnp.log(probability)
+    # Rounding of the running sum may lead to a neighbour; one without rows must not count.
+    log_inverse = jnp.where(size > 0.0, jnp.log(size) - jnp.log(probability), LOWEST)
     return Picks(pool.start[tile] + within, log_inverse[tile])
 
 

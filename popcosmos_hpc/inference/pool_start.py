@@ -37,7 +37,7 @@ class PoolSMC(SMC):
 
     def __check_init__(self):
         require(self.pool is not None, "a pool", "sampler smc of a ladder")
-        require(self.n_picks % self.n_ensembles == 0, "n_picks shared evenly by ensembles", "sampler smc")
+        check_shares(self.n_picks, self.n_ensembles)
 
     def prepare(self, model: GalaxyModel, key) -> PoolTables:
         """Tables of model and pool."""
@@ -88,3 +88,13 @@ class PoolSMC(SMC):
         fraction = jnp.minimum(n_wanted / self._pool.draw.shape[0], 0.9)
         beta = bisect_inverse_temperature(jnp.zeros_like(relative), relative, jnp.zeros(()), fraction, size)
         return log_worth, beta
+
+
+def check_shares(n_picks: int, n_ensembles: int) -> None:
+    """Refuse picks that cannot be shared evenly by the ensembles.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
+    expected = f"n_picks a multiple of {n_ensembles} ensembles"
+    require(n_picks % n_ensembles == 0, expected, "sampler smc of a ladder")

@@ -192,7 +192,7 @@ def certificate(quality: Quality, drawn: Drawn, thresholds: Thresholds, sampler:
         log_evidence_error=blank(quality.log_evidence_error),
         max_weight=blank(quality.max_weight),
         n_distinct=drawn.n_distinct.astype(jnp.int32),
-        pool_row=drawn.row,
+        pool_row=jnp.where(broken, -1, drawn.row),
         acceptance=jnp.full((), jnp.nan),
         n_evaluations=jnp.zeros((), jnp.int32),
         status=status.astype(jnp.int32),

@@ -89,15 +89,35 @@ def test_a_pool_of_another_model_is_refused(tmp_path, other):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"poool": "x"}, "did you mean|unknown key"), ({"picks": []}, "at least 1"), ({"ess_min": 5}, "50")],
+    [
+        ({"poool": "x"}, "did you mean|unknown key"),
+        ({"picks": []}, "at least 1"),
+        ({"picks": [100]}, "1024"),
+        ({"ess_min": 5}, "50"),
+        ({"smc": {"n_ensembles": 3}}, "multiple of 3"),
+        ({"smc": {"n_moovs": 3}}, "n_moves"),
+    ],
 )
-def test_wrong_settings_are_refused(changes, message):
-    from popcosmos_hpc.campaign.ladder import ladder_settings
-
+def test_wrong_settings_are_refused(tmp_path, changes, message):
     config = settings(toy_pool.store().path)
     config["sampler"] = {**config["sampler"], **changes}
     with pytest.raises(ConfigurationError, match=f"(?i){message}"):
-        ladder_settings(parse_config(config, "toy"))
+        toy_run.planned_from(tmp_path / "run", config)
+
+
+def test_references_to_a_pool_need_the_ladder():
+    config = toy_run.settings(output={"draws": 20, "by_reference": True})
+    with pytest.raises(ConfigurationError, match="by_reference only with"):
+        parse_config(config, "toy")
+
+
+def test_amplitudes_need_a_pool_without_a_limit(tmp_path):
+    limit = {"band": "r", "magnitude": 20.0}
+    store = build_survey_pool(toy_pool.settings(n_draws=20_000, n_tiles=64, limit=limit), tmp_path / "pool")
+    config = settings(store.path)
+    config["sampler"] = {**config["sampler"], "amplitude": "reference_amplitude"}
+    with pytest.raises(ConfigurationError, match="pool without a limit"):
+        toy_run.planned_from(tmp_path / "run", config)
 
 
 @pytest.fixture(scope="module")
