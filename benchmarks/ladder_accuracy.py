@@ -90,6 +90,7 @@ def mocks(pool: Path, band: str, magnitude: float, n_galaxies: int, seed: int) -
 
 def ladder_rungs(pool: Path, setting: Setting, amplitude: str, smc: bool):
     from popcosmos_hpc.inference.amplitude import AmplitudeSampler
+    from popcosmos_hpc.inference.marginal import MarginalSMC
     from popcosmos_hpc.inference.pool import PoolSampler, pool_on_device
     from popcosmos_hpc.inference.pool_start import PoolSMC
     from popcosmos_hpc.model.student_bundle import load_amplitude
@@ -103,8 +104,10 @@ def ladder_rungs(pool: Path, setting: Setting, amplitude: str, smc: bool):
             (f"amplitude {n}", AmplitudeSampler(device, n_picks=4 * n, n_values=n, conditional=student))
             for n in (8192, 32768)
         ]
-    if smc:
-        rungs.append(("smc", PoolSMC(pool=device, n_moves=12, keep=0.4)))
+        if smc:
+            rungs.append(("smc", MarginalSMC(pool=device, n_moves=12, conditional=student)))
+    elif smc:
+        rungs.append(("smc", PoolSMC(pool=device, n_moves=12)))
     return rungs
 
 

@@ -237,9 +237,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self):
         if self.output.by_reference and self.sampler.name != "ladder":
-            raise ValueError(
-                "output.by_reference only with sampler.name ladder: its draws come from a pool"
-            )
+            raise ValueError("output.by_reference only with sampler.name ladder: its draws come from a pool")
         if self.sampler.batch_size > self.block.size:
             sizes = f"({self.sampler.batch_size} > {self.block.size})"
             raise ValueError(f"sampler.batch_size no larger than block.size {sizes}")

@@ -1,6 +1,7 @@
 """The ladder of a run, from its settings and a pool on disk."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,10 +16,12 @@ class LadderSettings(Section):
     Attributes:
         pool: folder of a pool that `pool build` made.
         picks: draws that are weighed on the first rung, on the second, and so on.
-        amplitude: amplitude student of the prior, by name or folder; N is drawn anew on a rung of its own.
-            None leaves the rung out.
+        amplitude: amplitude student of the prior, by name or folder; N is drawn anew on a rung of its own,
+            and integrated out of SMC. None leaves the rung out.
         amplitude_picks: draws that are weighed on that rung.
-        smc: settings of tempered SMC, the last rung; false leaves it out.
+        smc: settings of tempered SMC; false leaves it out.
+        doublings: further rungs of SMC with twice the particles of the one before, for galaxies whose
+            ensembles do not agree.
         ess_min: smallest effective size of a galaxy certified from the pool.
         max_weight: largest weight of one draw.
         pareto_k_max: largest tail index of the weights.
@@ -31,6 +34,7 @@ class LadderSettings(Section):
     amplitude: str | None = None
     amplitude_picks: int = Field(default=32768, ge=4096)
     smc: dict[str, float] | bool = True
+    doublings: int = Field(default=1, ge=0, le=4)
     ess_min: float = Field(default=200.0, ge=50.0)
     max_weight: float = Field(default=0.05, gt=0, le=1)
     pareto_k_max: float = Field(default=0.7, gt=0, le=1)
@@ -56,7 +60,6 @@ def build_ladder(config: RunConfig, store: Any) -> Any:
     """
     from popcosmos_hpc.inference.ladder import Ladder, Rung
     from popcosmos_hpc.inference.pool import PoolSampler, pool_on_device
-    from popcosmos_hpc.inference.pool_start import PoolSMC
 
     settings, pool = ladder_settings(config), pool_on_device(store)
     thresholds = settings.model_dump(
@@ -66,6 +69,7 @@ def build_ladder(config: RunConfig, store: Any) -> Any:
         Rung(f"pool {n_picks}", PoolSampler(pool, n_picks=n_picks, **thresholds))
         for n_picks in settings.picks
     ]
+    student = None
     if settings.amplitude is not None:
         from popcosmos_hpc.inference.amplitude import AmplitudeSampler
         from popcosmos_hpc.model.student_bundle import load_amplitude
@@ -74,8 +78,24 @@ def build_ladder(config: RunConfig, store: Any) -> Any:
         sampler = AmplitudeSampler(pool, n_picks=settings.amplitude_picks, conditional=student, **thresholds)
         rungs.append(Rung("amplitude", sampler))
     if settings.smc is not False:
-        rungs.append(Rung("smc", PoolSMC(pool=pool, **_smc_settings(settings))))
+        rungs.extend(_smc_rungs(settings, pool, student))
     return Ladder(tuple(rungs))
+
+
+def _smc_rungs(settings: LadderSettings, pool: Any, student: Any) -> list[Any]:
+    """SMC, and again with twice as many particles; N is integrated out if there is a student."""
+    from popcosmos_hpc.inference.ladder import Rung
+    from popcosmos_hpc.inference.marginal import MarginalSMC
+    from popcosmos_hpc.inference.pool_start import PoolSMC
+
+    kind = PoolSMC if student is None else partial(MarginalSMC, conditional=student)
+    given = _smc_settings(settings)
+    n_particles = given.pop("n_particles", PoolSMC.n_particles)
+    sizes = [n_particles << doubling for doubling in range(settings.doublings + 1)]
+    return [
+        Rung("smc" if size == n_particles else f"smc {size}", kind(pool=pool, n_particles=size, **given))
+        for size in sizes
+    ]
 
 
 def check_ladder(config: RunConfig) -> int:

@@ -42,7 +42,9 @@ from popcosmos_hpc.model.prior import LOWEST
 from popcosmos_hpc.model.transforms import to_latent
 from popcosmos_hpc.photometry import BandState, Photometry
 
-_MAGNITUDE = 2.5 / log(10.0)  # magnitudes per unit of ln flux
+MAGNITUDE = 2.5 / log(10.0)
+"""Magnitudes per unit of ln flux."""
+
 _LARGEST_LOG = 8.0  # of an amplitude
 _ITERATIONS = 3
 _INVERSE_STEPS = 12  # of base densities that are stored, not sampled
@@ -186,11 +188,11 @@ class AmplitudeSampler(PoolSampler):
         theta = theta_of_rows(self.pool, picks.row)
         old = theta[:, model.space.index("N")]
         best = fit_amplitude(model.likelihood, rows.flux, rows.fractional_variance, photometry)
-        width = _STRETCH * _MAGNITUDE * best.sd
+        width = _STRETCH * MAGNITUDE * best.sd
         random, log_proposal = student_t4(key, self.n_values)
-        new = old - _MAGNITUDE * best.log_factor + width * random
+        new = old - MAGNITUDE * best.log_factor + width * random
         log_density = jax.vmap(self._student.log_prob)(new, theta)
-        gain = jnp.broadcast_to(jnp.exp((old - new) / _MAGNITUDE), rows.flux.shape)
+        gain = jnp.broadcast_to(jnp.exp((old - new) / MAGNITUDE), rows.flux.shape)
         log_likelihood = log_prob_of_fluxes(
             model.likelihood, rows.flux * gain, rows.fractional_variance, photometry
         )
@@ -214,13 +216,13 @@ class AmplitudeSampler(PoolSampler):
         row, index = state.draws.row[pick], model.space.index("N")
         theta = theta_of_rows(self.pool, row)
         rows = decode_rows(self.pool, shared, row)
-        gain = jnp.exp((theta[:, index] - state.normalisation[pick]) / _MAGNITUDE)
+        gain = jnp.exp((theta[:, index] - state.normalisation[pick]) / MAGNITUDE)
         flux = rows.flux * jnp.broadcast_to(gain, rows.flux.shape)
         theta = theta.at[:, index].set(state.normalisation[pick])
         log_likelihood = log_prob_of_fluxes(model.likelihood, flux, rows.fractional_variance, photometry)
         drawn = Drawn(
             theta,
-            jax.vmap(lambda theta: _base_density(model, theta))(theta),
+            jax.vmap(lambda theta: base_density(model, theta))(theta),
             log_likelihood + redshift_term(model, self.pool, rows.redshift_code, photometry),
             row,
             distinct(row),
@@ -251,7 +253,7 @@ def profile(likelihood: Likelihood, flux, fractional_variance, photometry: Photo
     gain = jnp.broadcast_to(jnp.exp(best.log_factor), flux.shape)
     blur = None if variance is None else variance * gain**2
     peak = log_prob_of_fluxes(likelihood, flux * gain, fractional_variance, photometry, blur)
-    departure = _MAGNITUDE * best.log_factor / _GUESSED_WIDTH
+    departure = MAGNITUDE * best.log_factor / _GUESSED_WIDTH
     return peak + jnp.log(best.sd) - 0.5 * departure**2, best
 
 
@@ -274,8 +276,8 @@ def student_t4(key, count: int):
     return draw, log(3.0 / 8.0) - 2.5 * jnp.log1p(draw * draw / 4.0)
 
 
-def _base_density(model: GalaxyModel, theta):
-    """Ln base density of a parameter vector, by the flow the other way."""
+def base_density(model: GalaxyModel, theta):
+    """Ln base density of a parameter vector (param,), by the flow the other way."""
     return model.prior.base_log_prob(
         model.prior.inverse(to_latent(model.space, theta), n_steps=_INVERSE_STEPS)  # pyright: ignore
     )

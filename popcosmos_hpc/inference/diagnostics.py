@@ -76,28 +76,23 @@ def certify(
     model: GalaxyModel,
     photometry: Photometry,
     ensembles,
+    drawn: tuple,
     *,
-    draws: int,
     thresholds: tuple,
     **fields,
 ) -> Posterior:
-    """Take the draws and put the certificate together.
+    """Judge ensembles and put the posterior together.
 
     Args:
         key: random key.
         model: the galaxy model.
         photometry: of one galaxy.
         ensembles: (ensemble, particle, param) base-space particles.
-        draws: number of draws, taken at even spacing from all ensembles.
+        drawn: parameters (draw, param), ln base densities and ln likelihoods (draw,) of the draws returned.
         thresholds: largest R-hat and smallest ESS of a converged posterior.
         fields: the other fields of `Posterior`.
     """
-    flat = ensembles.reshape((-1, ensembles.shape[-1]))
-    # Even spacing, in integers: float32 would misplace the last of many.
-    rows = jnp.asarray([(2 * i + 1) * flat.shape[0] // (2 * draws) for i in range(draws)], jnp.int32)
-    theta = jax.vmap(model.theta)(flat[rows])
-    log_prior = jax.vmap(model.log_prior)(flat[rows])
-    log_likelihood = jax.vmap(lambda u: model.log_likelihood(u, photometry))(flat[rows])
+    theta, log_prior, log_likelihood = drawn
     size, split = effective_size(ensembles), rhat(ensembles)
     ppp = predictive_p(key, model, theta, photometry)
     broken = ~jnp.all(jnp.isfinite(theta)) | ~jnp.all(log_likelihood > LOWEST / 2) | ~jnp.isfinite(split)
@@ -115,10 +110,24 @@ def certify(
         ppp=blank(ppp),
         max_weight=jnp.full((), jnp.nan),
         n_distinct=distinct(log_likelihood).astype(jnp.int32),
-        pool_row=jnp.full(draws, -1, jnp.int32),
+        pool_row=jnp.full(theta.shape[0], -1, jnp.int32),
         status=status.astype(jnp.int32),
         **fields,
     )
+
+
+def evenly(ensembles, draws: int):
+    """Particles (draw, param) at even spacing from all ensembles (ensemble, particle, param)."""
+    flat = ensembles.reshape((-1, ensembles.shape[-1]))
+    # In integers: float32 would misplace the last of many.
+    rows = [(2 * i + 1) * flat.shape[0] // (2 * draws) for i in range(draws)]
+    return flat[jnp.asarray(rows, jnp.int32)]
+
+
+def evaluate_draws(model: GalaxyModel, photometry: Photometry, u):
+    """Parameters (draw, param), ln base densities and ln likelihoods (draw,) of u (draw, param)."""
+    log_likelihood = jax.vmap(lambda u: model.log_likelihood(u, photometry))(u)
+    return jax.vmap(model.theta)(u), jax.vmap(model.log_prior)(u), log_likelihood
 
 
 def distinct(value):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer import AIES
 
-from popcosmos_hpc.inference.diagnostics import certify, require
+from popcosmos_hpc.inference.diagnostics import certify, evaluate_draws, evenly, require
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
 from popcosmos_hpc.inference.start import PriorPool, build_pool, pool_log_likelihood, tempered_start
 from popcosmos_hpc.model.galaxy import GalaxyModel
@@ -124,7 +124,7 @@ class StretchEnsemble(AbstractSampler):
             model,
             photometry,
             ensembles,
-            draws=draws,
+            evaluate_draws(model, photometry, evenly(ensembles, draws)),
             thresholds=(self.rhat_max, self.ess_min),
             pareto_k=jnp.full((), jnp.nan),
             log_evidence=jnp.full((), jnp.nan),

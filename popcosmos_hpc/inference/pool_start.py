@@ -52,9 +52,10 @@ class PoolSMC(SMC):
     def init(self, key, photometry: Photometry, model: GalaxyModel, shared: Any) -> SMCState:
         """Particles from the pool, at the temperature it can serve."""
         keys = jax.random.split(key, 3)
-        log_worth, beta = self._temper(model, photometry, shared)
+        log_worth = self.weigh_tiles(model, shared, photometry)
+        beta = self._temper(log_worth)
         picks = pick_rows(keys[0], self._pool, beta * log_worth, self.n_picks, 0.05)
-        log_likelihood, _ = weigh_rows(model, self._pool, shared, photometry, picks.row)
+        log_likelihood = self.weigh_rows(model, shared, photometry, picks.row)
         log_weight = beta * log_likelihood + picks.log_inverse
         # Picks lie in the order of the tiles: every n-th belongs to one ensemble.
         share = lambda x: x.reshape(-1, self.n_ensembles).T  # noqa: E731
@@ -66,11 +67,12 @@ class PoolSMC(SMC):
         u = jax.vmap(jax.vmap(one))(self._pool.draw[row])
         log_evidence = logsumexp(share(log_weight), axis=1) - jnp.log(self.n_picks / self.n_ensembles)
         ones, count = jnp.ones(self.n_ensembles), jnp.zeros((), jnp.int32)
+        target = self.target(model)
         return SMCState(
             key=keys[2],
             u=u,
-            log_prior=jax.vmap(jax.vmap(model.log_prior))(u),
-            log_likelihood=jax.vmap(jax.vmap(lambda u: model.log_likelihood(u, photometry)))(u),
+            log_prior=jax.vmap(jax.vmap(target.log_prior))(u),
+            log_likelihood=jax.vmap(jax.vmap(lambda u: target.log_likelihood(u, photometry)))(u),
             beta=beta * ones,
             log_evidence=log_evidence - self._pool.log_n_drawn,
             scale=ones,
@@ -79,15 +81,21 @@ class PoolSMC(SMC):
             finished=count,
         )
 
-    def _temper(self, model: GalaxyModel, photometry: Photometry, shared: PoolTables):
-        """Ln worth of the tiles (tile,), and the inverse temperature that the pool can serve."""
-        log_worth = weigh_tiles(model, self._pool, shared, photometry)
+    def weigh_tiles(self, model: GalaxyModel, shared: PoolTables, photometry: Photometry):
+        """Ln of what a row of each tile is worth, (tile,): a guess that steers the picks."""
+        return weigh_tiles(model, self._pool, shared, photometry)
+
+    def weigh_rows(self, model: GalaxyModel, shared: PoolTables, photometry: Photometry, row):
+        """Ln likelihood (row,) of rows of the pool, as `target` has it."""
+        return weigh_rows(model, self._pool, shared, photometry, row)[0]
+
+    def _temper(self, log_worth):
+        """Inverse temperature that the pool can serve, from the worth of the tiles (tile,)."""
         relative = log_worth - jnp.max(log_worth)
         size = (self._pool.start[1:] - self._pool.start[:-1]).astype(jnp.float32)
         n_wanted = self.oversampling * self.n_ensembles * self.n_particles
         fraction = jnp.minimum(n_wanted / self._pool.draw.shape[0], 0.9)
-        beta = bisect_inverse_temperature(jnp.zeros_like(relative), relative, jnp.zeros(()), fraction, size)
-        return log_worth, beta
+        return bisect_inverse_temperature(jnp.zeros_like(relative), relative, jnp.zeros(()), fraction, size)
 
 
 def check_shares(n_picks: int, n_ensembles: int) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from popcosmos_hpc.inference.diagnostics import certify, effective_size, require, rhat
+from popcosmos_hpc.inference.diagnostics import certify, effective_size, evaluate_draws, evenly, require, rhat
 from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
 from popcosmos_hpc.inference.start import (
     PriorPool,
@@ -119,7 +119,7 @@ class SMC(AbstractSampler):
         """Move at the present temperature, then cool."""
         key, move_key, cool_key = jax.random.split(state.key, 3)
         arrived = jnp.all(state.beta >= 1.0)
-        state = self._move(move_key, state, photometry, model)
+        state = self._move(move_key, state, photometry, self.target(model))
         state = self._cool(cool_key, state)
         return state._replace(
             key=key, stage=state.stage + 1, finished=state.finished + arrived.astype(jnp.int32)
@@ -141,7 +141,7 @@ class SMC(AbstractSampler):
             model,
             photometry,
             state.u,
-            draws=draws,
+            self.drawn(state.key, model, photometry, evenly(state.u, draws)),
             # Particles that never reached the posterior have not converged, however well they agree.
             thresholds=(jnp.where(complete, self.rhat_max, 0.0), self.ess_min),
             pareto_k=jnp.full((), jnp.nan),
@@ -155,6 +155,14 @@ class SMC(AbstractSampler):
             sampler=jnp.full((), self.identifier, jnp.int32),
         )
         return posterior
+
+    def target(self, model: GalaxyModel) -> Any:
+        """What has the densities `log_prior` and `log_likelihood` that particles move in."""
+        return model
+
+    def drawn(self, key, model: GalaxyModel, photometry: Photometry, u) -> tuple:
+        """Particles u (draw, param) as draws of the posterior; see `evaluate_draws`."""
+        return evaluate_draws(model, photometry, u)
 
     def _cool(self, key, state: SMCState) -> SMCState:
         """Lower the temperature of every ensemble as far as its particles allow, and resample."""
@@ -179,7 +187,7 @@ class SMC(AbstractSampler):
             u=u, log_prior=log_prior, log_likelihood=log_likelihood, beta=beta, log_evidence=log_evidence
         )
 
-    def _move(self, key, state: SMCState, photometry: Photometry, model: GalaxyModel) -> SMCState:
+    def _move(self, key, state: SMCState, photometry: Photometry, model: Any) -> SMCState:
         """`n_moves` moves of every particle at the present temperatures; adapts the scale afterwards."""
         half = self.n_particles // 2
         in_halves = lambda x: jnp.moveaxis(x.reshape(x.shape[0], 2, half, *x.shape[2:]), 1, 0)  # noqa: E731

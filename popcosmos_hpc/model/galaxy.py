@@ -69,6 +69,11 @@ class GalaxyModel(eqx.Module):
             return jnp.zeros((), theta.dtype)
         return theta[self.space.index("redshift")]
 
+    def covers(self, redshift: Scalar):
+        """Whether the emulator knows a redshift, () bool."""
+        low, high = self.emulator.redshift_range
+        return (redshift >= low - _ROUNDING) & (redshift <= high + _ROUNDING)
+
     def log_likelihood_of_moments(self, predicted, model_variance, redshift, photometry: Photometry):
         """Ln p(photometry | model) from stored `moments` and the redshift: no network is evaluated.
 
@@ -76,8 +81,7 @@ class GalaxyModel(eqx.Module):
         """
         flux_term = self.likelihood.log_prob_scaled(predicted, model_variance, photometry)
         total = flux_term + self.likelihood.redshift_log_prob(redshift, photometry)
-        low, high = self.emulator.redshift_range
-        known = jnp.isfinite(total) & (redshift >= low - _ROUNDING) & (redshift <= high + _ROUNDING)
+        known = jnp.isfinite(total) & self.covers(redshift)
         return jnp.where(known, jnp.maximum(total, LOWEST), LOWEST)
 
     def log_likelihood(self, u: Float[Array, " param"], photometry: Photometry) -> Scalar:
