@@ -121,7 +121,7 @@ class MarginalModel(eqx.Module):
         return self.model.log_prior(u)
 
     def log_likelihood(self, u, photometry: Photometry):
-        """Ln of the integral of q(N | rest) p(photometry | N, rest) over N, (); finite for every u (param,)."""
+        """Ln of the integral of q(N | rest) p(photometry | N, rest) over N, (); finite for every u."""
         theta = self.model.theta(u)
         total = self._nodes(theta, photometry, _NODES).log_integral() + self._of_redshift(theta, photometry)
         return jnp.where(jnp.isfinite(total), jnp.maximum(total, LOWEST), LOWEST)
