@@ -1,27 +1,21 @@
 """Run configuration: YAML in, frozen models out; every mistake is refused before any work starts."""
 
-import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from popcosmos_hpc.errors import ConfigurationError
-
-_PACKAGE = Path(__file__).resolve().parent
-_ROOTS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+from popcosmos_hpc.settings import Section, find_config, load_settings, parse_settings, read_yaml
 
 
 def _in_unit(unit: str):
@@ -47,15 +41,6 @@ def _with_unit(unit: str) -> PlainSerializer:
 
 Seconds = Annotated[float, BeforeValidator(_in_unit("s")), _with_unit("s")]
 Gigabytes = Annotated[float, BeforeValidator(_in_unit("GB")), _with_unit("GB")]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
-
-
-SectionType = TypeVar("SectionType", bound=Section)
 
 
 class InputConfig(Section):
@@ -208,8 +193,20 @@ class RetryConfig(Section):
     backoff: Seconds = 2.0
 
 
+class AuditConfig(Section):
+    """Galaxies that are fitted again by other samplers, to check the run's own.
+
+    Attributes:
+        fraction: of all galaxies, chosen at random by the run's seed and their identifiers.
+        samplers: settings by name: `nuts`, `ensemble`, `smc`, or `exhaustive` for a run with a pool.
+    """
+
+    fraction: float = Field(default=0.0, ge=0, le=1)
+    samplers: dict[str, dict[str, float]] = Field(default={"nuts": {}, "ensemble": {}}, min_length=1)
+
+
 class RunConfig(Section):
-    """A whole run. Fields that do not touch results: name, executor, retry, input.path."""
+    """A whole run. Fields that do not touch results: name, executor, retry, audit, input.path."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=1, ge=0, lt=2**32)
@@ -222,6 +219,7 @@ class RunConfig(Section):
     output: OutputConfig = OutputConfig()
     executor: ExecutorConfig = ExecutorConfig()
     retry: RetryConfig = RetryConfig()
+    audit: AuditConfig = AuditConfig()
 
     @field_validator("executor", mode="before")
     @classmethod
@@ -230,7 +228,7 @@ class RunConfig(Section):
             value = {"name": value}
         if isinstance(value, dict) and value.get("name") not in (None, "serial", "local"):
             path = find_config("clusters", str(value["name"]))
-            settings = _read_yaml(path)
+            settings = read_yaml(path)
             value = {**settings, **{key: item for key, item in value.items() if key != "name"}}
         return value
 
@@ -255,7 +253,7 @@ class RunConfig(Section):
         'smc'
         """
         settings = self.resolved()
-        for key in ("name", "executor", "retry", "input"):
+        for key in ("name", "executor", "retry", "audit", "input"):
             del settings[key]
         # Bundles and pools are known by their hashes, not by where they lie.
         del settings["model"]["bundle"]
@@ -287,31 +285,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def find_config(kind: str, name: str | Path) -> Path:
-    """Path of a configuration file.
-
-    Args:
-        kind: folder under configs/, such as `runs` or `clusters`.
-        name: a path to a YAML file, or the name of a shipped one.
-
-    Raises:
-        ConfigurationError: neither exists.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    for root in _ROOTS:
-        shipped = root / kind / f"{name}.yaml"
-        if shipped.is_file():
-            return shipped
-    known = sorted({file.stem for root in _ROOTS for file in (root / kind).glob("*.yaml")})
-    raise ConfigurationError(
-        f"a YAML file, or one of the shipped {kind}: {', '.join(known) or 'none'}",
-        repr(str(name)),
-        action=_did_you_mean(str(name), known) or "Give the path of a file or the name of a shipped one.",
-    )
-
-
 def load_config(path_or_name: str | Path) -> RunConfig:
     """Read and check a run configuration.
 
@@ -322,68 +295,6 @@ def load_config(path_or_name: str | Path) -> RunConfig:
     return load_settings(RunConfig, "runs", path_or_name)
 
 
-def load_settings(model: type[SectionType], kind: str, path_or_name: str | Path) -> SectionType:
-    """Read and check a configuration file of a given kind; arguments as for `find_config`.
-
-    Raises:
-        ConfigurationError: as for `load_config`.
-    """
-    path = find_config(kind, path_or_name)
-    return parse_settings(model, _read_yaml(path), str(path))
-
-
 def parse_config(settings: Any, where: str) -> RunConfig:
     """Check settings of a run that were read from `where`."""
     return parse_settings(RunConfig, settings, where)
-
-
-def parse_settings(model: type[SectionType], settings: Any, where: str) -> SectionType:
-    """Check settings of any kind that were read from `where`."""
-    if not isinstance(settings, dict):
-        raise ConfigurationError("a mapping of settings", type(settings).__name__, where)
-    try:
-        return model.model_validate(settings)
-    except ValidationError as error:
-        raise _explain(error, where, model) from error
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError("a YAML file", " ".join(str(error).split()), str(path)) from error
-
-
-def _explain(error: ValidationError, where: str, model: type[Section]) -> ConfigurationError:
-    """The first mistake, in the words of this package; the number of further ones."""
-    details = error.errors()
-    first = details[0]
-    place = f"{where}: {'.'.join(map(str, first['loc'])) or 'settings'}"
-    more = f" ({len(details) - 1} more after this one)" if len(details) > 1 else ""
-    key = str(first["loc"][-1]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        legal = sorted(_fields_at(model, first["loc"][:-1]))
-        return ConfigurationError(
-            f"one of the keys {', '.join(legal)}",
-            f"the unknown key {key!r}",
-            place,
-            _did_you_mean(key, legal) + more,
-        )
-    if first["type"] == "missing":
-        return ConfigurationError(f"the required key {key!r}", "nothing", place, f"Add it.{more}")
-    expected = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return ConfigurationError(expected, f"{first['input']!r}"[:200], place, f"Correct the value.{more}")
-
-
-def _fields_at(model: Any, location: tuple) -> list[str]:
-    for key in location:
-        fields = getattr(model, "model_fields", {})
-        model = fields[key].annotation if key in fields else model
-        # Of a list of sections, or of one that may be absent, the section.
-        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _did_you_mean(name: str, legal: list[str]) -> str:
-    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.4)
-    return f"Did you mean {near[0]!r}?" if near else ""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from popcosmos_hpc.campaign.task import read_data
 from popcosmos_hpc.campaign.worker import PLAN_FILE, build_worker, read_run, worker_environment
 from popcosmos_hpc.errors import ConfigurationError, Status
 from popcosmos_hpc.photometry import Photometry
-from popcosmos_hpc.survey.photometry_store import read_block
 from popcosmos_hpc.survey.plan import Plan
 
 SURVEYS = {"KiDS": 70_000_000, "Rubin": 20_000_000_000}
@@ -106,10 +106,7 @@ def _galaxies(run_dir: Path, worker: Any, n_galaxies: int) -> tuple[np.ndarray, 
 
     ids, parts, total = [], [], 0
     for block in Plan.read(run_dir / PLAN_FILE).blocks():
-        object_id, _, _, photometry = read_block(run_dir, block, worker.model.bands)
-        if not worker.config.model.use_redshift:
-            unknown = np.full_like(photometry.redshift, np.nan)
-            photometry = photometry._replace(redshift=unknown, redshift_err=unknown)
+        object_id, photometry = read_data(run_dir, block, worker)
         good = examine(photometry, worker.model) == Status.OK
         ids.append(object_id[good])
         parts.append(Photometry(*(values[good] for values in photometry)))

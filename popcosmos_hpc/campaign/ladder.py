@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from popcosmos_hpc.config import RunConfig, Section, parse_settings
+from popcosmos_hpc.config import RunConfig
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.settings import Section, parse_settings
 
 
 class LadderSettings(Section):

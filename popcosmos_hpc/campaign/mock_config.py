@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from popcosmos_hpc.config import ModelConfig, PartitionConfig, Section, load_settings
+from popcosmos_hpc.config import ModelConfig, PartitionConfig
 from popcosmos_hpc.errors import ConfigurationError
 from popcosmos_hpc.photometry import AB_ZERO_POINT
+from popcosmos_hpc.settings import Section, load_settings
 from popcosmos_hpc.survey.footprint import Box, Cone, Footprint, Pixels, Region
 
 Declination = Annotated[float, Field(ge=-90, le=90)]

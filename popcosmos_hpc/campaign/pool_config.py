@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from popcosmos_hpc.config import Section, load_settings
 from popcosmos_hpc.photometry import AB_ZERO_POINT
+from popcosmos_hpc.settings import Section, load_settings
 
 
 class PoolModelConfig(Section):

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from popcosmos_hpc.campaign import fingerprint as prints
+from popcosmos_hpc.campaign.audit import check_audit
 from popcosmos_hpc.campaign.events import log_event
 from popcosmos_hpc.campaign.worker import (
     PLAN_FILE,
@@ -134,6 +135,7 @@ def _check_model(config: RunConfig, survey_bands: tuple[str, ...]) -> tuple[Any,
     if unused := [band for band in survey_bands if band not in bands]:
         logger.warning("bands of the survey that are not fitted: %s", ", ".join(unused))
     most = check_sampler(config, bundle, bands)
+    check_audit(config)
     if config.output.draws > most:
         raise ConfigurationError(
             f"at most {most} draws, as many as the sampler has",

@@ -94,6 +94,17 @@ def _abandoned(ledger: Ledger, block: Block, token: str) -> bool:
     return record is None or record.token != token
 
 
+def read_data(run_dir: Path, block: Block, worker: Worker):
+    """Identifiers (galaxy,) and `Photometry` of a block; known redshifts only if the run uses them."""
+    from popcosmos_hpc.survey.photometry_store import read_block
+
+    object_id, _, _, photometry = read_block(run_dir, block, worker.model.bands)
+    if not worker.config.model.use_redshift:
+        unknown = np.full_like(photometry.redshift, np.nan)
+        photometry = photometry._replace(redshift=unknown, redshift_err=unknown)
+    return object_id, photometry
+
+
 def infer_block(
     run_dir: Path,
     block: Block,
@@ -109,14 +120,10 @@ def infer_block(
     from popcosmos_hpc.inference.batch import fit_galaxies
     from popcosmos_hpc.inference.ladder import Ladder, climb
     from popcosmos_hpc.inference.summary import summarise
-    from popcosmos_hpc.survey.photometry_store import read_block
     from popcosmos_hpc.survey.posterior_store import CERTIFICATE, BlockPosterior
 
     config = worker.config
-    object_id, _, _, photometry = read_block(run_dir, block, worker.model.bands)
-    if not config.model.use_redshift:
-        unknown = np.full_like(photometry.redshift, np.nan)
-        photometry = photometry._replace(redshift=unknown, redshift_err=unknown)
+    object_id, photometry = read_data(run_dir, block, worker)
     fit: Callable = climb if isinstance(worker.sampler, Ladder) else fit_galaxies
     posterior = fit(
         worker.sampler,

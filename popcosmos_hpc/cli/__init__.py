@@ -176,7 +176,37 @@ def fit(
 
     settings = with_overrides(read_run(run), executor, workers)
     result = run_campaign(run, settings, retry_failed, accept_code_change)
+    if result.exit_code == 0 and read_run(run).audit.fraction > 0.0:
+        _audit(run, None, ())
     _end_of_fit(run, result)
+
+
+def _audit(run: Path, fraction: float | None, samplers: tuple[str, ...]) -> None:
+    from popcosmos_hpc.campaign.audit import run_audit
+
+    n_fits = run_audit(run, fraction, samplers, lambda text: click.echo(text, err=True))
+    click.echo(f"audit      {n_fits} galaxies fitted again")
+
+
+@main.command()
+@_RUN
+@click.option(
+    "--fraction", type=click.FloatRange(0, 1), help="Of all galaxies, instead of the run's setting."
+)
+@click.option(
+    "--sampler", "samplers", multiple=True, help="nuts, ensemble, smc or exhaustive; default: the run's."
+)
+def audit(run: Path, fraction: float | None, samplers: tuple[str, ...]) -> None:
+    """Fit a random fraction of the galaxies again, by other samplers.
+
+    The report compares the answers. The run itself is not changed. `fit` does this at its end if `audit` in
+    the configuration says so.
+
+    \b
+      popcosmos-hpc audit run
+      popcosmos-hpc audit run --fraction 0.01 --sampler nuts
+    """
+    _audit(run, fraction, samplers)
 
 
 def _end_of_fit(run: Path, result: Any) -> None:

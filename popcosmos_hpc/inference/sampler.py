@@ -16,6 +16,7 @@ from popcosmos_hpc.photometry import Photometry
 SAMPLERS: dict[str, tuple[str, str]] = {
     "smc": ("popcosmos_hpc.inference.smc", "SMC"),
     "ensemble": ("popcosmos_hpc.inference.ensemble", "StretchEnsemble"),
+    "nuts": ("popcosmos_hpc.inference.nuts", "NUTS"),
 }
 """Name in configuration -> module and class; imported on use, for the classes build on this module."""
 

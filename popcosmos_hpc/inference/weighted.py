@@ -90,15 +90,16 @@ def assess(draws: WeightedDraws, log_n_drawn, n_sub_pools: int) -> Quality:
     )
 
 
-def pareto_k(weight):
+def pareto_k(weight, n_tail: int | None = None):
     """Tail index of importance weights: generalised Pareto fit of the largest 3 sqrt(n), () .
 
     Zhang & Stephens 2009, with the weak prior of Vehtari et al. 2024 (arXiv:1507.02646, appendix C).
 
     Args:
         weight: (draw,) not negative.
+        n_tail: how many of the largest to look at.
     """
-    n_tail = min(int(3 * weight.shape[0] ** 0.5), weight.shape[0] // 5)
+    n_tail = n_tail or min(int(3 * weight.shape[0] ** 0.5), weight.shape[0] // 5)
     # Seen together with the slices below, the compiler would sort all weights: forty times slower.
     top = jax.lax.optimization_barrier(jax.lax.top_k(weight, n_tail + 1)[0])
     excess = (top[:-1] - top[-1])[::-1]

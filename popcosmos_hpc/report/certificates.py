@@ -33,9 +33,12 @@ _SAMPLERS = {
     -1: "none",
     0: "ensemble",
     1: "SMC",
+    2: "NUTS",
     3: "pool",
     4: "pool, amplitude drawn anew",
+    5: "pool, all of it",
     6: "SMC from the pool",
+    7: "SMC from the pool, amplitude integrated out",
 }
 
 

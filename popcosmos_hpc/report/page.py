@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jinja2
 
 from popcosmos_hpc.errors import Status
+from popcosmos_hpc.report.audit import audit_section
 from popcosmos_hpc.report.certificates import certificates_section, status_counts
 from popcosmos_hpc.report.metrics import PointMetrics
 from popcosmos_hpc.report.photo_z import headline, photo_z_section
@@ -28,6 +29,7 @@ SECTIONS: tuple[Callable[[RunData], Section], ...] = (
     population_section,
     sed_fits_section,
     certificates_section,
+    audit_section,
     throughput_section,
     provenance_section,
 )

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from popcosmos_hpc.config import find_config, load_config, parse_config
+from popcosmos_hpc.config import load_config, parse_config
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.settings import find_config
 
 BASE = {"name": "a", "survey": "s", "input": {"path": "catalog"}, "model": {"bundle": "b"}}
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,12 +13,12 @@ from hats.pixel_math.spatial_index import SPATIAL_INDEX_COLUMN, compute_spatial_
 from popcosmos_hpc.campaign import mock_catalog, mock_task
 from popcosmos_hpc.campaign.mock_catalog import make_mock, plan_portions
 from popcosmos_hpc.campaign.mock_config import MockConfig, load_mock_config
-from popcosmos_hpc.config import parse_settings
 from popcosmos_hpc.errors import BundleError, ConfigurationError
 from popcosmos_hpc.model.bundle import save_bundle
 from popcosmos_hpc.model.noise import ConstantUncertainty
 from popcosmos_hpc.model.noise_bundle import uncertainty_to_bundle
 from popcosmos_hpc.photometry import BandState
+from popcosmos_hpc.settings import parse_settings
 from popcosmos_hpc.survey.catalog import SourceCatalog, plan_catalog
 from tests import toy, toy_run
 

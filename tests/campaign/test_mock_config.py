@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from popcosmos_hpc.campaign.mock_config import MockConfig, load_mock_config
-from popcosmos_hpc.config import parse_settings
 from popcosmos_hpc.errors import ConfigurationError
+from popcosmos_hpc.settings import parse_settings
 from popcosmos_hpc.survey.footprint import Box, Cone, Pixels
 
 BASE = {

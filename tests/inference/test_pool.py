@@ -8,6 +8,7 @@ from scipy import stats
 
 from popcosmos_hpc.errors import Status
 from popcosmos_hpc.inference.batch import fit_galaxies
+from popcosmos_hpc.inference.exhaustive import ExhaustivePool
 from popcosmos_hpc.inference.pool import (
     PoolSampler,
     pick_rows,
@@ -154,3 +155,25 @@ def test_a_galaxy_depends_on_nothing_but_its_identifier(model, pool, galaxies, f
     again = fit_galaxies(sampler, model, few, ids[company], seed=1, batch_size=5, draws=1000)
     for name in fits._fields:
         np.testing.assert_array_equal(getattr(fits, name)[company], getattr(again, name), err_msg=name)
+
+
+def test_all_rows_give_what_picks_estimate(model, pool, galaxies, fits):
+    """The exhaustive pass: its evidence is the mean over all rows, and picks agree within their own error."""
+    n = 24
+    few = Photometry(*(x[:n] for x in galaxies))
+    whole = fit_galaxies(ExhaustivePool(pool), model, few, np.arange(n), seed=1, batch_size=4, draws=1000)
+    tables = pool_tables(model, pool, jax.random.PRNGKey(0))
+    one = Photometry(*(jnp.asarray(np.nan_to_num(x[0])) for x in galaxies))
+    one = one._replace(redshift=jnp.asarray(np.nan), redshift_err=jnp.asarray(np.nan))
+    log_likelihood = weigh_rows(model, pool, tables, one, jnp.arange(pool.draw.shape[0]))[0]
+    exact = jax.scipy.special.logsumexp(log_likelihood) - pool.log_n_drawn
+    assert whole.log_evidence[0] == pytest.approx(float(exact), abs=2e-3)
+    good = (whole.status == Status.OK) & (fits.status[:n] == Status.OK)
+    assert good.sum() >= 12
+    # The pool is the same, so only the picking differs: its part of 1 / ESS.
+    of_picks = 1.0 / np.maximum(1.0 / fits.ess[:n] - 1.0 / whole.ess, 1e-5)
+    pull = (fits.log_evidence[:n] - whole.log_evidence)[good] * np.sqrt(of_picks[good])
+    assert np.sqrt(np.mean(pull**2)) < 1.5
+    shift = (fits.theta[:n].mean(1) - whole.theta.mean(1)) / whole.theta.std(1)
+    error = np.sqrt(1.0 / of_picks + 2.0 / 1000)[:, None]
+    assert np.sqrt(np.mean((shift / error)[good] ** 2)) < 1.5
