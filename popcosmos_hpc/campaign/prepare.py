@@ -10,6 +10,7 @@ import yaml
 from popcosmos_hpc.campaign import fingerprint as prints
 from popcosmos_hpc.campaign.audit import check_audit
 from popcosmos_hpc.campaign.events import log_event
+from popcosmos_hpc.campaign.pool_checks import check_depth
 from popcosmos_hpc.campaign.worker import (
     PLAN_FILE,
     RUN_FILE,
@@ -66,6 +67,7 @@ def plan_run(config: RunConfig, run_dir: Path) -> Plan:
     )
     plan.write(run_dir / PLAN_FILE)
     write_photometry(run_dir, config.input.path, plan, preset)
+    check_depth(run_dir, config, plan)
     with replace_atomically(run_dir / RUN_FILE) as partial:
         partial.write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
     # Written last: it marks the run as ready.

@@ -17,6 +17,7 @@ from popcosmos_hpc.campaign.cluster import Attempt, Executor, Outcome, Stopped, 
 from popcosmos_hpc.campaign.compilation_cache import remove_damaged_entries
 from popcosmos_hpc.campaign.events import log_event
 from popcosmos_hpc.campaign.ledger import BlockRecord, Ledger, new_token
+from popcosmos_hpc.campaign.pool_checks import check_memory
 from popcosmos_hpc.campaign.prepare import check_run
 from popcosmos_hpc.campaign.progress import Progress
 from popcosmos_hpc.campaign.worker import read_run, worker_environment
@@ -110,6 +111,8 @@ def run_campaign(
             os.environ.update(worker_environment(executor.threads_per_worker))
         remove_damaged_entries()
         config, plan = check_run(run_dir, accept_code_change)
+        if executor.name in ("serial", "local"):  # they run on this machine
+            check_memory(config, executor)
         campaign = Campaign(run_dir, config, plan, retry_failed)
         return campaign.run(executor, stop)
 

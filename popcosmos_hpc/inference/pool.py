@@ -31,10 +31,11 @@ from popcosmos_hpc.inference.weighted import (
 from popcosmos_hpc.model.fast_likelihood import log_prob_of_fluxes
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.model.prior import LOWEST, base_of_draw
-from popcosmos_hpc.photometry import Photometry
+from popcosmos_hpc.photometry import AB_ZERO_POINT, Photometry
 
 N_SUB_POOLS = 16
 _CODES = 65535
+_EDGE = 10**0.2  # half a magnitude above a limit
 _NODES = 256  # of redshift, for the emulator's error
 _TILE_ARRAYS = ("flux", "variance", "redshift", "normalisation")
 
@@ -54,6 +55,7 @@ class Pool(NamedTuple):
         tile_normalisation: (2, tile) mean and variance of N.
         low: (param,) what code 0 stands for.
         step: (param,) parameter per code.
+        limit: (band,) fluxes below which draws were left out, zero where none were [nanomaggies].
         log_n_drawn: () ln of the prior draws behind the pool.
         key: (2,) of the draws.
     """
@@ -68,6 +70,7 @@ class Pool(NamedTuple):
     tile_normalisation: Any
     low: Any
     step: Any
+    limit: Any
     log_n_drawn: Any
     key: Any
 
@@ -88,9 +91,18 @@ def pool_on_device(store: Any) -> Pool:
         tile_normalisation=tiles["normalisation"],
         low=jnp.asarray(low, jnp.float32),
         step=jnp.asarray((high - low) / _CODES, jnp.float32),
+        limit=jnp.asarray(_limit(facts), jnp.float32),
         log_n_drawn=jnp.asarray(np.log(facts["n_drawn"]), jnp.float32),
         key=jax.random.PRNGKey(facts["seed"]),
     )
+
+
+def _limit(facts: dict[str, Any]) -> np.ndarray:
+    """Fluxes (band,) below which draws were left out [nanomaggies]; zero where none were."""
+    flux = np.zeros(len(facts["bands"]))
+    if (limit := facts["limit"]) is not None:
+        flux[facts["bands"].index(limit["band"])] = 10 ** (0.4 * (AB_ZERO_POINT - limit["magnitude"]))
+    return flux
 
 
 class PoolTables(NamedTuple):
@@ -316,6 +328,8 @@ def draws_of_rows(
     """Rows of the pool as draws of a posterior."""
     rows = decode_rows(pool, tables, row)
     u = jax.vmap(lambda number: base_of_draw(model.prior, pool.key, number))(pool.draw[row])
+    limit = jnp.broadcast_to(pool.limit[:, None], rows.flux.shape)
+    at_edge = (limit > 0.0) & (rows.flux < _EDGE * limit)
     return Drawn(
         theta_of_rows(pool, row),
         jax.vmap(model.log_prior)(u),
@@ -323,6 +337,7 @@ def draws_of_rows(
         row,
         distinct(row),
         predictive_p(model.likelihood, tables.discrepancy, rows.flux, rows.fractional_variance, photometry),
+        jnp.mean(jnp.any(at_edge, axis=0)),
     )
 
 

@@ -14,6 +14,7 @@ from popcosmos_hpc.photometry import BandState
 _TABLE_DRAWS = 1 << 15
 _TABLE_LEVELS = 512
 _TINY = 1e-30
+_MAX_AT_EDGE = 0.01  # of the draws; more, and the posterior goes on where the pool has nothing
 
 
 class WeightedDraws(NamedTuple):
@@ -149,6 +150,7 @@ class Drawn(NamedTuple):
         row: (draw,) int32 rows of the pool.
         n_distinct: () how many of them differ.
         ppp: () posterior-predictive p of the observed bands.
+        at_edge: () share of the draws within half a magnitude of a limit below which the pool has none.
     """
 
     theta: Any
@@ -157,6 +159,7 @@ class Drawn(NamedTuple):
     row: Any
     n_distinct: Any
     ppp: Any
+    at_edge: Any = 0.0
 
 
 def certificate(quality: Quality, drawn: Drawn, thresholds: Thresholds, sampler: int) -> Posterior:
@@ -174,6 +177,7 @@ def certificate(quality: Quality, drawn: Drawn, thresholds: Thresholds, sampler:
         & (quality.max_weight <= thresholds.max_weight)
         & (quality.pareto_k <= thresholds.pareto_k_max)
         & (quality.log_evidence_error <= thresholds.evidence_error_max)
+        & (drawn.at_edge <= _MAX_AT_EDGE)
         & (drawn.n_distinct >= min(thresholds.distinct_min, n_draws // 2))
     )
     broken = ~jnp.all(jnp.isfinite(drawn.theta)) | ~jnp.isfinite(quality.log_evidence)

@@ -69,8 +69,8 @@ def _agreement(tables: dict[str, pa.Table]) -> Table:
     )  # fmt: skip
     caption = (
         "Shifts are differences of posterior means over all parameters, in units of the Monte Carlo error "
-        "that both effective izes leave: 1 if both tell the truth. Galaxies disagree if a mean is off by more "
-        f"than {_MANY:g} such errors and {_FAR:g} {SIGMA}."
+        "that both effective sizes leave: 1 if both tell the truth. Galaxies disagree if a mean is off by "
+        f"more than {_MANY:g} such errors and {_FAR:g} {SIGMA}."
     )
     return Table(header, tuple(rows), caption)
 

@@ -177,3 +177,15 @@ def test_all_rows_give_what_picks_estimate(model, pool, galaxies, fits):
     shift = (fits.theta[:n].mean(1) - whole.theta.mean(1)) / whole.theta.std(1)
     error = np.sqrt(1.0 / of_picks + 2.0 / 1000)[:, None]
     assert np.sqrt(np.mean((shift / error)[good] ** 2)) < 1.5
+
+
+def test_posteriors_that_reach_a_limit_are_not_certified(model, pool, galaxies, fits):
+    """A limit in the middle of a galaxy's posterior: what lies beyond is missing, so it must climb."""
+    good = int(np.flatnonzero(fits.status == Status.OK)[0])
+    one = Photometry(*(x[good : good + 1] for x in galaxies))
+    fluxes = jax.lax.bitcast_convert_type(pool.rows[:, 0][fits.pool_row[good]], jnp.float16)
+    for factor, certified in ((0.1, True), (1.0, False)):
+        edge = factor * float(np.median(fluxes))
+        limited = pool._replace(limit=jnp.zeros_like(pool.limit).at[0].set(edge))
+        fitted = fit_galaxies(PoolSampler(limited, n_picks=8192), model, one, np.array([good]), seed=1)
+        assert (fitted.status[0] == Status.OK) == certified

@@ -10,12 +10,14 @@ import zarr
 
 from popcosmos_hpc.campaign.export import export
 from popcosmos_hpc.campaign.pool import build_survey_pool
+from popcosmos_hpc.campaign.pool_checks import check_memory
 from popcosmos_hpc.campaign.run import run_campaign
-from popcosmos_hpc.config import parse_config
+from popcosmos_hpc.campaign.worker import read_run
+from popcosmos_hpc.config import ExecutorConfig, parse_config
 from popcosmos_hpc.errors import BundleError, ConfigurationError, LedgerError, Status
 from popcosmos_hpc.survey.plan import Plan
 from popcosmos_hpc.survey.posterior_store import CERTIFICATE, read_posterior
-from tests import toy_pool, toy_run
+from tests import toy, toy_pool, toy_run
 
 SMC = {"n_particles": 64, "n_moves": 12, "n_picks": 8192}
 
@@ -159,3 +161,26 @@ def test_draws_by_reference_need_their_pool(by_reference, tmp_path):
     store.attrs["pool"] = str(tmp_path / "gone")
     with pytest.raises(BundleError, match="pool"):
         read_posterior(copy, part)
+
+
+def test_a_pool_with_a_limit_near_the_galaxies_is_refused(tmp_path):
+    limit = {"band": toy.BANDS[0], "magnitude": 21.0}
+    store = build_survey_pool(toy_pool.settings(n_draws=20_000, n_tiles=64, limit=limit), tmp_path / "pool")
+    with pytest.raises(ConfigurationError, match=r"at least 1 mag fainter.*% of them fainter than 20"):
+        toy_run.planned_from(tmp_path / "run", settings(store.path))
+    assert not (tmp_path / "run" / "fingerprint.json").exists()
+    faint = {**limit, "magnitude": 30.0}
+    store = build_survey_pool(toy_pool.settings(n_draws=20_000, n_tiles=64, limit=faint), tmp_path / "faint")
+    toy_run.planned_from(tmp_path / "run", settings(store.path))
+
+
+def test_a_pool_that_memory_cannot_hold_is_refused(run_dir):
+    config, nbytes = read_run(run_dir), toy_pool.store().nbytes
+    check_memory(config, ExecutorConfig(), available=int(1.2 * nbytes))
+    with pytest.raises(
+        ConfigurationError, match=r"fits 2 times in the .* GB of memory that are free.*fewer draws"
+    ):
+        check_memory(config, ExecutorConfig(name="local", workers=2), available=int(1.2 * nbytes))
+    with pytest.raises(ConfigurationError, match=r"0.001 GB of a worker"):
+        check_memory(config, ExecutorConfig(memory="0.001 GB"))
+    check_memory(parse_config(toy_run.settings(), "toy"), ExecutorConfig(), available=0)
