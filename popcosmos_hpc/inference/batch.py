@@ -270,6 +270,13 @@ def transport_draws(prior: AbstractPrior, key, number):
 
 
 @eqx.filter_jit
+def density_along(prior: AbstractPrior, phi, index: int, values, n_steps: int):
+    """Ln densities (draw, value) of latent phi (draw, param) with one parameter at values (draw, value)."""
+    one = lambda row, value: prior.log_prob(row.at[index].set(value), n_steps)  # noqa: E731
+    return jax.lax.map(lambda draw: jax.vmap(one, (None, 0))(*draw), (phi, values))
+
+
+@eqx.filter_jit
 def emulate(emulator: AbstractEmulator, theta):
     """Fluxes (row, band) [nanomaggies] of parameters (row, param)."""
     return jax.vmap(emulator)(theta)
