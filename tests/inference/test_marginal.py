@@ -108,14 +108,26 @@ def test_n_follows_its_conditional(model, student, galaxies):
     np.testing.assert_allclose(log_likelihood, direct, atol=0.02)
 
 
-def test_smc_agrees_with_importance_sampling(model, student, galaxies, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
     config = load_pool_config("kids").model_copy(update={"n_draws": 65_536, "n_tiles": 4096})
-    pool = pool_on_device(build_survey_pool(config, tmp_path_factory.mktemp("marginal") / "pool"))
+    return pool_on_device(build_survey_pool(config, tmp_path_factory.mktemp("marginal") / "pool"))
+
+
+@pytest.fixture(scope="module")
+def smc(pool, student):
+    return MarginalSMC(pool=pool, conditional=student, n_particles=64, n_moves=10, n_picks=8192)
+
+
+@pytest.fixture(scope="module")
+def fitted(smc, model, galaxies):
+    return fit_galaxies(smc, model, galaxies, np.arange(N_GALAXIES), 1, batch_size=4, draws=200)
+
+
+def test_smc_agrees_with_importance_sampling(model, student, pool, galaxies, fitted):
     ids = np.arange(N_GALAXIES)
     weighted = AmplitudeSampler(pool, n_picks=32_768, n_values=8192, conditional=student)
-    reference = fit_galaxies(weighted, model, galaxies, ids, 1, draws=1024)
-    smc = MarginalSMC(pool=pool, conditional=student, n_particles=64, n_moves=10, n_picks=8192)
-    fitted = fit_galaxies(smc, model, galaxies, ids, 1, draws=200)
+    reference = fit_galaxies(weighted, model, galaxies, ids, 1, batch_size=4, draws=1024)
     both = (reference.status == Status.OK) & (fitted.status == Status.OK)
     assert both.sum() >= 6
     size = 1.0 / (1.0 / reference.ess[both] + 1.0 / fitted.ess[both] + 1.0 / 200)
@@ -126,6 +138,19 @@ def test_smc_agrees_with_importance_sampling(model, student, galaxies, tmp_path_
     assert np.sqrt(np.mean(difference**2)) < 0.3 and np.abs(np.mean(difference)) < 0.2
     width = (fitted.theta.std(1) / reference.theta.std(1))[both].mean()
     assert width == pytest.approx(1.0, abs=0.08)
+
+
+def test_a_galaxy_depends_on_nothing_but_its_identifier(model, student, pool, smc, galaxies, fitted):
+    """Other company on SMC; other company and another batch size on the amplitude rung: equal to the byte."""
+    company = np.array([9, 2, 14])
+    few = Photometry(*(x[company] for x in galaxies))
+    again = fit_galaxies(smc, model, few, company, 1, batch_size=4, draws=200)
+    amplitude = AmplitudeSampler(pool, n_picks=4096, n_values=1024, conditional=student)
+    whole = fit_galaxies(amplitude, model, galaxies, np.arange(N_GALAXIES), 1, batch_size=8, draws=50)
+    part = fit_galaxies(amplitude, model, few, company, 1, batch_size=3, draws=50)
+    for name in fitted._fields:
+        np.testing.assert_array_equal(getattr(fitted, name)[company], getattr(again, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(whole, name)[company], getattr(part, name), err_msg=name)
 
 
 def test_a_student_is_needed(model):
