@@ -37,6 +37,7 @@ def fit_galaxies(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
     draws: int = 200,
+    climbing: frozenset[int] = frozenset(),
 ) -> Posterior:
     """Fit many galaxies.
 
@@ -47,8 +48,9 @@ def fit_galaxies(
         object_id: (galaxy,) int64.
         seed: the run's seed.
         batch_size: slots.
-        progress: called with the number of galaxies just finished.
+        progress: called after every galaxy, with the number of those that are finished.
         draws: draws per galaxy.
+        climbing: statuses of galaxies that are not finished, for another sampler follows.
 
     Returns:
         `Posterior` of NumPy arrays with leading axis galaxy. Galaxies that cannot be fitted have NaN
@@ -72,7 +74,7 @@ def fit_galaxies(
         for target, value in zip(result, posterior, strict=True):
             target[row] = value
         if progress is not None:
-            progress(1)
+            progress(int(int(posterior.status) not in climbing))
     return result
 
 

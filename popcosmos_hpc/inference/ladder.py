@@ -15,7 +15,7 @@ from popcosmos_hpc.inference.sampler import AbstractSampler, Posterior
 from popcosmos_hpc.model.galaxy import GalaxyModel
 from popcosmos_hpc.photometry import Photometry
 
-_FITTED = (Status.OK, Status.POOR_FIT, Status.NOT_CONVERGED, Status.NUMERICAL_FAILURE)
+_CLIMBING = frozenset(map(int, (Status.POOR_FIT, Status.NOT_CONVERGED, Status.NUMERICAL_FAILURE)))
 _RANK = {Status.OK: 3, Status.POOR_FIT: 2, Status.NOT_CONVERGED: 1, Status.NUMERICAL_FAILURE: 0}
 _RUNG_STREAM = 0x72756E67
 
@@ -70,18 +70,20 @@ def climb(
     rows = np.arange(len(object_id))
     for index, rung in enumerate(ladder.rungs):
         part = Photometry(*(np.asarray(values)[rows] for values in photometry))
-        # Who reaches the last rung leaves with it, so there galaxies are counted one by one.
-        told = progress if index == len(ladder.rungs) - 1 else None
+        climbing = frozenset() if index == len(ladder.rungs) - 1 else _CLIMBING
         fitted = fit_galaxies(
-            rung.sampler, model, part, object_id[rows], _seed(seed, index), batch_size, told, draws
+            rung.sampler,
+            model,
+            part,
+            object_id[rows],
+            _seed(seed, index),
+            batch_size,
+            progress,
+            draws,
+            climbing,
         )
         result = fitted if result is None else _keep_better(result, fitted, rows)
-        if told is not None:
-            return result
-        open_rows = rows[_climbs(fitted.status)]
-        if progress is not None and len(rows) > len(open_rows):
-            progress(len(rows) - len(open_rows))
-        rows = open_rows
+        rows = rows[np.isin(fitted.status, list(climbing))]
         if len(rows) == 0:
             return result
     return result  # pyright: ignore[reportReturnType]
@@ -92,11 +94,6 @@ def _seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int(np.random.SeedSequence([seed, _RUNG_STREAM, index]).generate_state(1)[0])
-
-
-def _climbs(status: np.ndarray) -> np.ndarray:
-    """Whether galaxies go on: those that were fitted, but not certified or not well."""
-    return np.isin(status, _FITTED) & (status != Status.OK)
 
 
 def _keep_better(result: Posterior, fitted: Posterior, rows: np.ndarray) -> Posterior:
