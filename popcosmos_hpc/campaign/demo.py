@@ -4,13 +4,16 @@ import logging
 import os
 from pathlib import Path
 
+from popcosmos_hpc.campaign.cluster import open_client
 from popcosmos_hpc.campaign.export import export
 from popcosmos_hpc.campaign.ingest import ingest
 from popcosmos_hpc.campaign.mock import MockSurvey, write_mock
+from popcosmos_hpc.campaign.pool import build_survey_pool
+from popcosmos_hpc.campaign.pool_config import load_pool_config
 from popcosmos_hpc.campaign.prepare import plan_run
 from popcosmos_hpc.campaign.run import CampaignResult, run_campaign, with_overrides
 from popcosmos_hpc.campaign.worker import build_model, worker_environment
-from popcosmos_hpc.config import RunConfig, load_config
+from popcosmos_hpc.config import ExecutorConfig, RunConfig, SamplerConfig, load_config
 from popcosmos_hpc.survey.preset import load_preset
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def run_demo(
         update={
             "input": config.input.model_copy(update={"path": str(catalog)}),
             "executor": executor,
+            "sampler": _with_pool(config.sampler, run_dir / "mock" / "pool", executor),
         }
     )
     plan = plan_run(settings, run_dir)
@@ -52,6 +56,18 @@ def run_demo(
     if not result.interrupted and result.done:
         export(run_dir)
     return result
+
+
+def _with_pool(sampler: SamplerConfig, folder: Path, executor: ExecutorConfig) -> SamplerConfig:
+    """The sampler with a pool that is there: a ladder's own, or the demo's, which is built if it has to be."""
+    if sampler.name != "ladder" or Path(str(sampler.settings.get("pool", ""))).is_dir():
+        return sampler
+    if not folder.exists():
+        pool = load_pool_config("demo")
+        logger.info("drawing a pool of %d galaxies from the population", pool.n_draws)
+        with open_client(executor) as client:
+            build_survey_pool(pool, folder, client)
+    return SamplerConfig.model_validate({**sampler.model_dump(), "pool": str(folder)})
 
 
 def _make_catalog(config: RunConfig, catalog: Path, n_galaxies: int) -> None:
