@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from popcosmos_hpc.cli import main
 from tests import toy_run
 
-VERBS = ["demo", "ingest", "plan", "fit", "status", "export", "report"]
+VERBS = ["demo", "ingest", "plan", "fit", "status", "audit", "export", "report"]
 VERBS += ["mock", "pool", "bench", "train", "population", "bundle"]
 
 
