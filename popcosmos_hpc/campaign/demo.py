@@ -59,7 +59,7 @@ def run_demo(
 
 
 def _with_pool(sampler: SamplerConfig, folder: Path, executor: ExecutorConfig) -> SamplerConfig:
-    """The sampler with a pool that is there: a ladder's own, or the demo's, which is built if it has to be."""
+    """The sampler with a pool that exists: a ladder's own, or the demo's, built if it is not there."""
     if sampler.name != "ladder" or Path(str(sampler.settings.get("pool", ""))).is_dir():
         return sampler
     if not folder.exists():

@@ -188,27 +188,6 @@ def _audit(run: Path, fraction: float | None, samplers: tuple[str, ...]) -> None
     click.echo(f"audit      {n_fits} galaxies fitted again")
 
 
-@main.command()
-@_RUN
-@click.option(
-    "--fraction", type=click.FloatRange(0, 1), help="Of all galaxies, instead of the run's setting."
-)
-@click.option(
-    "--sampler", "samplers", multiple=True, help="nuts, ensemble, smc or exhaustive; default: the run's."
-)
-def audit(run: Path, fraction: float | None, samplers: tuple[str, ...]) -> None:
-    """Fit a random fraction of the galaxies again, by other samplers.
-
-    The report compares the answers. The run itself is not changed. `fit` does this at its end if `audit` in
-    the configuration says so.
-
-    \b
-      popcosmos-hpc audit run
-      popcosmos-hpc audit run --fraction 0.01 --sampler nuts
-    """
-    _audit(run, fraction, samplers)
-
-
 def _end_of_fit(run: Path, result: Any) -> None:
     click.echo(_status_text(run))
     if result.interrupted:
@@ -238,6 +217,27 @@ def status(run: Path) -> None:
       watch -n 60 popcosmos-hpc status run
     """
     click.echo(_status_text(run))
+
+
+@main.command()
+@_RUN
+@click.option(
+    "--fraction", type=click.FloatRange(0, 1), help="Of all galaxies, instead of the run's setting."
+)
+@click.option(
+    "--sampler", "samplers", multiple=True, help="nuts, ensemble, smc or exhaustive; default: the run's."
+)
+def audit(run: Path, fraction: float | None, samplers: tuple[str, ...]) -> None:
+    """Fit a random fraction of the galaxies again, by other samplers.
+
+    The report compares the answers. The run itself is not changed. `fit` does this at its end if `audit` in
+    the configuration says so.
+
+    \b
+      popcosmos-hpc audit run
+      popcosmos-hpc audit run --fraction 0.01 --sampler nuts
+    """
+    _audit(run, fraction, samplers)
 
 
 @main.command()
