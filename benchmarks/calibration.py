@@ -58,11 +58,14 @@ def read(run: Path, mock: Path):
     names = list(facts["param"])
     columns = ["object_id", *(f"truth_{name}" for name in names)]
     table = lsdb.open_catalog(mock, columns=columns).compute().set_index("object_id")
-    ids = np.concatenate([part["object_id"] for part in found])
+    ids, certificate, theta = (
+        np.concatenate([part[name] for part in found]) for name in ("object_id", "certificate", "theta")
+    )
+    done = ids >= 0  # of a run that is not finished, what there is
+    ids, certificate, theta = ids[done], certificate[done], theta[done]
     truth = table.loc[ids, columns[1:]].to_numpy(float)
-    certificate = np.concatenate([part["certificate"] for part in found])
     status = certificate[:, list(facts["certificate"]).index("status")].astype(int)
-    return names, np.concatenate([part["theta"] for part in found]), truth, status
+    return names, theta, truth, status
 
 
 if __name__ == "__main__":
