@@ -272,9 +272,9 @@ def transport_draws(prior: AbstractPrior, key, number):
 
 
 @eqx.filter_jit
-def density_along(prior: AbstractPrior, phi, index: int, values, n_steps: int):
+def density_along(prior: AbstractPrior, phi, index: int, values):
     """Ln densities (draw, value) of latent phi (draw, param) with one parameter at values (draw, value)."""
-    one = lambda row, value: prior.log_prob(row.at[index].set(value), n_steps)  # noqa: E731
+    one = lambda row, value: prior.log_prob(row.at[index].set(value))  # noqa: E731
     return jax.lax.map(lambda draw: jax.vmap(one, (None, 0))(*draw), (phi, values))
 
 

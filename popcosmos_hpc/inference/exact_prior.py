@@ -2,8 +2,8 @@
 
 Amplitude rungs sample the prior p(rest) q(N | rest). A draw's weight for the population is
 p(N | rest) / q(N | rest), where p(N | rest) is the population's exact density over its integral along N. Each
-density is an ordinary differential equation with a trace, so this takes seconds per galaxy: for samples, not
-for surveys.
+density is an ordinary differential equation with a trace, so this takes tens of seconds per galaxy: for
+samples, not for surveys.
 """
 
 import jax
@@ -18,7 +18,6 @@ from popcosmos_hpc.model.transforms import to_latent
 
 _REACH = 4.5  # standard deviations of the student on either side
 _NODES = 33
-_STEPS = 20  # of the density's equation
 
 
 def exact_log_weights(
@@ -39,7 +38,7 @@ def exact_log_weights(
     nodes = np.linspace(low, high, _NODES, axis=1).astype(np.float32)
     values = np.concatenate([own[:, None], nodes], axis=1)
     phi = jax.lax.map(lambda row: to_latent(prior.space, row), theta)
-    found = np.asarray(density_along(prior, phi, index, jnp.asarray(values), _STEPS), np.float64)
+    found = np.asarray(density_along(prior, phi, index, jnp.asarray(values)), np.float64)
     peak = found.max(axis=1, keepdims=True)
     integral = np.trapezoid(np.exp(found[:, 1:] - peak), nodes.astype(np.float64), axis=1)
     log_q = jax.lax.map(lambda row: conditional.log_prob(row[index], row), theta)
