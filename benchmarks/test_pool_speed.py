@@ -58,6 +58,7 @@ def synthetic_pool(n_rows: int) -> Pool:
         jnp.ones((2, N_TILES)),
         jnp.zeros(size),
         jnp.full(size, 1e-4),
+        jnp.zeros(len(tile[0])),
         jnp.log(jnp.float32(n_rows)),
         jax.random.PRNGKey(0),
     )

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ import tests.typecheck  # noqa: E402, F401  (the hook looks it up as an attribut
 # A shape that broadcasts by accident is the commonest silent error of array code.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("popcosmos_hpc", "tests.typecheck.checked")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Compiled programs go with the file that needed them: each maps memory, of which a process has little."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

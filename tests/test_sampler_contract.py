@@ -17,7 +17,7 @@ from tests import toy
 SETTINGS = {
     "smc": {"n_particles": 64, "n_pool": 8192, "n_moves": 12},
     "ensemble": {"n_walkers": 32, "n_pool": 8192, "n_warmup": 200, "n_samples": 400, "n_kept": 10},
-    "nuts": {"n_chains": 4, "n_pool": 8192, "n_warmup": 60, "n_samples": 60, "max_tree_depth": 5},
+    "nuts": {"n_chains": 4, "n_pool": 8192, "n_warmup": 100, "n_samples": 140, "max_tree_depth": 5},
 }
 DRAWS = 200
 N_GALAXIES = 24

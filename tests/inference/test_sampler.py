@@ -8,7 +8,8 @@ from popcosmos_hpc.inference.sampler import SAMPLERS, build_sampler
 def test_builds_by_name_with_defaults(name):
     sampler = build_sampler(name)
     assert sampler.max_draws >= 200
-    assert build_sampler(name, n_ensembles=6).n_ensembles == 6
+    count = "n_chains" if name == "nuts" else "n_ensembles"
+    assert getattr(build_sampler(name, **{count: 6}), count) == 6
 
 
 def test_unknown_names_are_answered_with_the_nearest():

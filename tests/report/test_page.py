@@ -64,7 +64,7 @@ def page(run):
 
 def test_page_is_self_contained_and_its_contents_link(page):
     assert {link.removeprefix("#") for link in page.links} <= page.ids
-    assert len(page.links) == 6
+    assert len(page.links) == 7
     assert len(page.sources) >= 9
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
 
