@@ -31,7 +31,7 @@ install_import_hook("popcosmos_hpc", "tests.typecheck.checked")
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Compiled programs go with the file that needed them: each maps memory, of which a process has little."""
+    """Compiled programs go with the file that needed them: each maps memory, a process has little."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

@@ -17,7 +17,7 @@ from popcosmos_hpc.config import ExecutorConfig, RunConfig, SamplerConfig, load_
 from popcosmos_hpc.survey.preset import load_preset
 
 logger = logging.getLogger(__name__)
-DEFAULT_GALAXIES = 200
+DEFAULT_GALAXIES = 128
 
 
 def run_demo(
